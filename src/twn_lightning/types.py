@@ -1,0 +1,218 @@
+"""The data that travels between the layers: items, batches, rollouts, embeddings, decisions.
+
+Shape letters used in names across the package:
+B rows of a batch, L padded prompt length, T padded CoT length, K learnable queries, D embedding width,
+Q queries of a similarity matrix, C candidates of a similarity matrix, G completions of one prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PixelArray = np.ndarray
+"""uint8 pixels: (height, width, 3) for an image, (frames, height, width, 3) for a video."""
+
+
+class EmbeddingMode(str, Enum):
+    """Which of an input's embeddings is meant."""
+
+    DISCRIMINATIVE = "discriminative"
+    GENERATIVE = "generative"
+    ADAPTIVE = "adaptive"
+
+
+class Side(str, Enum):
+    """Which side of a pair an input stands on."""
+
+    QUERY = "query"
+    CANDIDATE = "candidate"
+
+
+@dataclass(frozen=True)
+class Media:
+    """One image or one video, as decoded pixels or as a path that is decoded once, later."""
+
+    kind: Literal["image", "video"]
+    content: PixelArray | Path
+
+    def digest(self) -> str:
+        """SHA-256 of the content: pixel shape and bytes, or the bytes of the file."""
+        if isinstance(self.content, Path):
+            return hashlib.sha256(self.content.read_bytes()).hexdigest()
+        shape = "x".join(map(str, self.content.shape)).encode()
+        return hashlib.sha256(shape + np.ascontiguousarray(self.content).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Item:
+    """A query or a candidate: what goes into one user turn, and the teacher's CoT where there is one."""
+
+    key: str
+    instruction: str
+    text: str
+    media: tuple[Media, ...] = ()
+    cot: str | None = None
+
+    def content_hash(self) -> str:
+        """Digest of normalised text and media content: equal hashes are the same target."""
+        text = " ".join(self.text.lower().split())
+        return hashlib.sha256("\x1f".join([text, *(m.digest() for m in self.media)]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A training or evaluation row: a query with its positive."""
+
+    query: Item
+    positive: Item
+    source: str
+    target_hash: str
+    hard_negatives: tuple[Item, ...] = ()
+    steps: int | None = None
+    """True number of reasoning steps where the source knows it (the nano world does)."""
+
+
+@dataclass
+class PromptBatch:
+    """Rendered prompts `P(x)`, left-padded, with their pixels. Media are flattened in row order."""
+
+    input_ids_BL: Tensor
+    attention_mask_BL: Tensor
+    mm_token_type_ids_BL: Tensor
+    """0 text, 1 image, 2 video."""
+    pixel_values: Tensor | None = None
+    image_grid_thw: Tensor | None = None
+    pixel_values_videos: Tensor | None = None
+    video_grid_thw: Tensor | None = None
+    images_per_row: tuple[int, ...] = ()
+    videos_per_row: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.input_ids_BL.shape[0]
+
+    def to(self, device: torch.device | str) -> PromptBatch:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return PromptBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+    def select(self, rows: list[int]) -> PromptBatch:
+        """The same prompts for some rows, in the order given, with just their media."""
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.input_ids_BL.device)
+        image_pixels, image_grid = _select_media(self.pixel_values, self.image_grid_thw, self.images_per_row, rows)
+        video_pixels, video_grid = _select_media(
+            self.pixel_values_videos, self.video_grid_thw, self.videos_per_row, rows
+        )
+        return PromptBatch(
+            self.input_ids_BL[index],
+            self.attention_mask_BL[index],
+            self.mm_token_type_ids_BL[index],
+            image_pixels,
+            image_grid,
+            video_pixels,
+            video_grid,
+            tuple(self.images_per_row[r] for r in rows) if self.images_per_row else (),
+            tuple(self.videos_per_row[r] for r in rows) if self.videos_per_row else (),
+        )
+
+
+def _select_media(
+    pixels: Tensor | None, grid_thw: Tensor | None, per_row: tuple[int, ...], rows: list[int]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The media of some rows: patches are flattened, so each row's share follows from its grids."""
+    if pixels is None or grid_thw is None:
+        return None, None
+    patches = grid_thw.prod(-1).tolist()
+    media_end = np.cumsum([0, *per_row])
+    patch_end = np.cumsum([0, *patches])
+    chosen = [m for r in rows for m in range(media_end[r], media_end[r + 1])]
+    if not chosen:
+        return None, None
+    picked = torch.cat([pixels[patch_end[m] : patch_end[m + 1]] for m in chosen])
+    return picked, grid_thw[torch.as_tensor(chosen, dtype=torch.long, device=grid_thw.device)]
+
+
+@dataclass
+class CotBatch:
+    """Chains of thought as token ids, right-padded: first generated token to the one completing `</answer>`."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    """1 where a token belongs to the CoT."""
+    closed_B: Tensor
+    """True where the CoT ended by itself (`</answer>` or end-of-turn) before the cap."""
+
+    def __len__(self) -> int:
+        return self.ids_BT.shape[0]
+
+    @property
+    def lengths_B(self) -> Tensor:
+        return self.mask_BT.sum(-1)
+
+    def to(self, device: torch.device | str) -> CotBatch:
+        return CotBatch(self.ids_BT.to(device), self.mask_BT.to(device), self.closed_B.to(device))
+
+    def select(self, rows: list[int]) -> CotBatch:
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.ids_BT.device)
+        return CotBatch(self.ids_BT[index], self.mask_BT[index], self.closed_B[index])
+
+
+@dataclass
+class ContrastiveBatch:
+    """One stage-1 step of one rank: queries, candidates (distinct targets, encoded once), CoTs and the labels."""
+
+    queries: PromptBatch
+    query_cots: CotBatch | None
+    candidates: PromptBatch
+    candidate_cots: CotBatch | None
+    positive_B: Tensor
+    """Row of `candidates` holding each query's positive."""
+    target_hash_Q: Tensor
+    """int64 hash of each query's positive target."""
+    target_hash_C: Tensor
+    """int64 hash of each candidate."""
+    candidate_is_negative_C: Tensor
+    """True where the candidate is a mined hard negative of some query."""
+    source: str
+    pairs: list[Pair] = field(default_factory=list)
+
+    def to(self, device: torch.device | str) -> ContrastiveBatch:
+        def move(value: Any) -> Any:
+            return value.to(device) if isinstance(value, (Tensor, PromptBatch, CotBatch)) else value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass
+class EmbeddingOutput:
+    """Unit-norm fp32 embeddings (B, D); a mode that was not asked for is None."""
+
+    discriminative_BD: Tensor | None = None
+    generative_BD: Tensor | None = None
+
+
+@dataclass
+class GateDecision:
+    """What the gate said of each row."""
+
+    probability_B: Tensor
+    think_B: Tensor
+    threshold: float
+
+
+@dataclass
+class Rollout:
+    """Completions of one RL step: `prompts` prompts times G completions, prompt-major."""
+
+    cots: CotBatch
+    log_probs_BT: Tensor
+    """Log-probabilities of the sampled tokens under the sampling policy, temperature 1."""
+    group_size: int
+    rewards_B: Tensor | None = None
+    advantages_B: Tensor | None = None
