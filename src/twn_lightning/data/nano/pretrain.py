@@ -1,0 +1,259 @@
+"""Pretrain the nano backbone: captions of grids and CoTs of at most 3 steps, so that the stages have something to teach.
+
+    python -m twn_lightning.data.nano.pretrain --steps 5000 --work outputs/pretrain-nano      # resumes by itself
+    python -m twn_lightning.data.nano.pretrain --work outputs/pretrain-nano --export src/twn_lightning/assets/nano
+
+Runs on CPU or GPU with torch and transformers alone. Every batch is a function of (seed, step), so a resumed run sees
+the same data as a straight one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from twn_lightning.backbone.pixels import PatchSettings
+from twn_lightning.backbone.processor import PromptProcessor
+from twn_lightning.data.nano import world
+from twn_lightning.data.nano.digits import TILE
+from twn_lightning.data.nano.vocabulary import build_tokenizer
+from twn_lightning.types import Item
+
+PRETRAIN_MAX_STEPS = 3
+COT_TASKS = {0: ("read", "exit", "picture"), 1: ("follow", "exit", "picture"), 3: ("follow", "exit", "picture")}
+COT_TASKS[2] = ("follow", "exit", "picture", "sum", "largest")
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """One pretraining run; recorded on the card."""
+
+    steps: int = 5000
+    batch_size: int = 128
+    picture_rows: int = 32
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    seed: int = 0
+
+
+def nano_config(vocab_size: int, tokenizer_ids: dict[str, int]) -> Qwen3VLConfig:
+    """The nano backbone's shape: Qwen3-VL, 4 layers of 160, a vision tower of 2 layers of 96."""
+    head_dim = 40
+    return Qwen3VLConfig(
+        text_config={
+            "vocab_size": vocab_size,
+            "hidden_size": 160,
+            "intermediate_size": 480,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": head_dim,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [8, 6, 6],
+                "mrope_interleaved": True,
+            },
+            "tie_word_embeddings": True,
+            "pad_token_id": tokenizer_ids["<|endoftext|>"],
+            "eos_token_id": tokenizer_ids["<|im_end|>"],
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 96,
+            "intermediate_size": 288,
+            "num_heads": 4,
+            "patch_size": TILE // 2,
+            "temporal_patch_size": 2,
+            "spatial_merge_size": 2,
+            "out_hidden_size": 160,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=tokenizer_ids["<|image_pad|>"],
+        video_token_id=tokenizer_ids["<|video_pad|>"],
+        vision_start_token_id=tokenizer_ids["<|vision_start|>"],
+        vision_end_token_id=tokenizer_ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def nano_patches() -> PatchSettings:
+    half = (0.5, 0.5, 0.5)
+    return PatchSettings(TILE // 2, 2, 2, TILE * TILE, 16 * (world.SIZE * TILE) ** 2, half, half)
+
+
+def new_backbone(seed: int) -> tuple[Qwen3VLForConditionalGeneration, PromptProcessor]:
+    """A freshly initialised nano backbone and its processor."""
+    tokenizer = build_tokenizer()
+    ids = tokenizer.get_vocab()
+    torch.manual_seed(seed)
+    model = Qwen3VLForConditionalGeneration(nano_config(len(tokenizer), ids))
+    return model, PromptProcessor(tokenizer, nano_patches())
+
+
+def sample_rows(rng: np.random.Generator, count: int, split: str = "train") -> list[tuple[Item, str]]:
+    """Half captions of grids, half CoTs of at most 3 steps: (prompt item, response)."""
+    rows: list[tuple[Item, str]] = []
+    for i in range(count):
+        if i % 2 == 0:
+            scene = world.sample_scene(rng, split)
+            rows.append((Item(str(i), world.DESCRIBE, "", (scene.image(),)), scene.caption()))
+            continue
+        steps = int(rng.integers(PRETRAIN_MAX_STEPS + 1))
+        question = world.sample_question(rng, split, str(rng.choice(COT_TASKS[steps])), steps)
+        rows.append((world.query_item(question, str(i)), question.cot))
+    return rows
+
+
+def sample_pictures(rng: np.random.Generator, count: int, split: str = "train") -> list[tuple[Item, str]]:
+    """Single cells with their colour and digit: they get the vision tower to read before it has to look around."""
+    names = world.answers("read")
+    chosen = [names[i] for i in rng.integers(0, len(names), count)]
+    return [(world.picture_candidate(name, split, int(rng.integers(1 << 30))), name) for name in chosen]
+
+
+def response_loss(
+    model: Qwen3VLForConditionalGeneration, processor: PromptProcessor, rows: list[tuple[Item, str]], device: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Teacher-forced cross-entropy of the responses and their end-of-turn.
+
+    Returns:
+        mean loss per row (B,), correct tokens (B, T+1), token mask (B, T+1).
+    """
+    prompts = processor([item for item, _ in rows])
+    ids = [processor.tokenizer(text)["input_ids"] + [processor.eot_id] for _, text in rows]
+    width = max(map(len, ids))
+    targets = torch.full((len(rows), width), -100)
+    for i, row in enumerate(ids):
+        targets[i, : len(row)] = torch.tensor(row)
+    mask = targets != -100
+    tokens = torch.where(mask, targets, processor.pad_id)
+    hidden = model.model(
+        input_ids=torch.cat([prompts.input_ids_BL, tokens], 1).to(device),
+        attention_mask=torch.cat([prompts.attention_mask_BL, mask.long()], 1).to(device),
+        mm_token_type_ids=torch.cat([prompts.mm_token_type_ids_BL, torch.zeros_like(tokens)], 1).to(device),
+        pixel_values=prompts.pixel_values.to(device),
+        image_grid_thw=prompts.image_grid_thw.to(device),
+        use_cache=False,
+    ).last_hidden_state
+    logits = model.lm_head(hidden[:, -width - 1 : -1])
+    targets, mask = targets.to(device), mask.to(device)
+    losses = nn.functional.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
+    return losses.sum(1) / mask.sum(1), (logits.argmax(-1) == targets) & mask, mask
+
+
+def learning_rate_at(step: int, settings: PretrainSettings) -> float:
+    """Warm-up, constant, then a linear fall over the last quarter: a running job can be given fewer or more steps."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    fall = 0.25 * settings.steps
+    return settings.learning_rate * min(1.0, 0.02 + (settings.steps - step) / fall)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Qwen3VLForConditionalGeneration, processor: PromptProcessor, device: str, count: int = 100
+) -> dict[str, float]:
+    """Teacher-forced scores on validation digits: caption token accuracy, CoT exact match and answer by steps."""
+    model.eval()
+    rng = np.random.default_rng(99)
+    scores: dict[str, float] = {}
+    captions = sample_rows(rng, 2 * count, "val")[::2]
+    loss, correct, mask = response_loss(model, processor, captions, device)
+    scores["caption_loss"] = float(loss.mean())
+    scores["caption_accuracy"] = float(correct.sum() / mask.sum())
+    for steps in (0, 1, 2, 3, 5, 8):
+        task = "follow" if steps else "read"
+        questions = [world.sample_question(rng, "val", task, steps) for _ in range(count)]
+        rows = [(world.query_item(q, str(i)), q.cot) for i, q in enumerate(questions)]
+        _, correct, mask = response_loss(model, processor, rows, device)
+        scores[f"cot_exact_{steps}"] = float((correct == mask).all(1).float().mean())
+    model.train()
+    return scores
+
+
+def pretrain(settings: PretrainSettings, work: Path, device: str, eval_every: int = 250) -> None:
+    """Train, log to `log.jsonl` and checkpoint in `work`; continue from its checkpoint where there is one."""
+    work.mkdir(parents=True, exist_ok=True)
+    model, processor = new_backbone(settings.seed)
+    model.to(device).train()
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+    checkpoint, start, seconds = work / "checkpoint.pt", 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, seconds = state["step"], state["seconds"]
+    began = time.monotonic() - seconds
+    for step in range(start, settings.steps):
+        rng = np.random.default_rng([settings.seed, step])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, settings)
+        losses, _, _ = response_loss(model, processor, sample_rows(rng, settings.batch_size), device)
+        captions, cots = losses[::2].mean(), losses[1::2].mean()
+        pictures = response_loss(model, processor, sample_pictures(rng, settings.picture_rows), device)[0].mean()
+        (captions + cots + 0.5 * pictures).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done = step + 1
+        if done % 25 == 0 or done == settings.steps:
+            record = {"step": done, "caption": captions.item(), "cot": cots.item(), "picture": pictures.item()}
+            if done % eval_every == 0 or done == settings.steps:
+                record |= evaluate(model, processor, device)
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+                torch.save(state | {"seconds": time.monotonic() - began}, work / "checkpoint.tmp")
+                os.replace(work / "checkpoint.tmp", checkpoint)
+            record["seconds"] = round(time.monotonic() - began, 1)
+            with (work / "log.jsonl").open("a") as log:
+                log.write(json.dumps({k: round(v, 4) for k, v in record.items()}) + "\n")
+            print(record, flush=True)
+
+
+def export(work: Path, folder: Path) -> None:
+    """Write the checkpoint as a standard Hugging Face folder, weights in fp16."""
+    model, processor = new_backbone(0)
+    state = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder)
+    processor.save(folder)
+    record = {"steps": state["step"], "seconds": state["seconds"], "machine": platform.machine()}
+    (folder / "pretraining.json").write_text(json.dumps(record | {"torch": torch.__version__}, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoint and the log")
+    parser.add_argument("--steps", type=int, default=PretrainSettings.steps)
+    parser.add_argument("--batch-size", type=int, default=PretrainSettings.batch_size)
+    parser.add_argument("--seed", type=int, default=PretrainSettings.seed)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--export", type=Path, help="write the checkpoint as a Hugging Face folder and stop")
+    args = parser.parse_args()
+    if args.export:
+        export(args.work, args.export)
+        return
+    settings = PretrainSettings(steps=args.steps, batch_size=args.batch_size, seed=args.seed)
+    pretrain(settings, args.work, args.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The nano backbone's word-level tokenizer: every word of the world is one token, Qwen3-VL's special tokens included."""
+
+from __future__ import annotations
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from twn_lightning.backbone.processor import PROMPT_SUFFIX
+from twn_lightning.data.nano import world
+from twn_lightning.data.nano.digits import ARROWS, COLOURS
+
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+PHRASES = (
+    *world.INSTRUCTIONS.values(),
+    world.ANSWER,
+    world.PICTURE,
+    world.DESCRIBE,
+    PROMPT_SUFFIX,
+    "user assistant system start follow until you leave at sum of row largest in grid path total best a b c",
+)
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\\n' -}}"
+    "{%- if message.content is string -%}{{- message.content -}}{%- else -%}{%- for part in message.content -%}"
+    "{%- if part.type == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
+    "{%- elif part.type == 'video' -%}{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
+    "{%- else -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{{- '<|im_end|>\\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer over the world's words; unknown words become `<unk>`."""
+    numbers = [str(n) for n in range(9 * world.SIZE + 1)]
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[.,:?!]"), behavior="isolated")]
+    )
+    plain = " ".join(PHRASES)
+    for tag in TAGS:
+        plain = plain.replace(tag, " ")
+    words = [word for word, _ in split.pre_tokenize_str(plain)]
+    ordered = dict.fromkeys(
+        [*SPECIAL, "<unk>", *TAGS, *numbers, *COLOURS, *ARROWS, *world.CELLS, *words, ".", ",", ":", "?", "!"]
+    )
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(ordered)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", unk_token="<unk>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
