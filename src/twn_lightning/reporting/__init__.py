@@ -1,0 +1,19 @@
+"""From run folders to what people read: summary.json, terminal tables, figures, the HTML and Markdown reports."""
+
+from twn_lightning.reporting.html import write_report
+from twn_lightning.reporting.markdown import write_markdown
+from twn_lightning.reporting.read import ReportData, load_report, load_run
+from twn_lightning.reporting.summary import build_summary, validate_summary, write_summary
+from twn_lightning.reporting.tables import print_tables
+
+__all__ = [
+    "ReportData",
+    "build_summary",
+    "load_report",
+    "load_run",
+    "print_tables",
+    "validate_summary",
+    "write_markdown",
+    "write_report",
+    "write_summary",
+]

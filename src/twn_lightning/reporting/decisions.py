@@ -1,0 +1,119 @@
+"""Gate decisions as arrays: the columns of gate_decisions.parquet, and the verdict on each decision.
+
+Shape letters: N queries of the evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from twn_lightning.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS = (
+    "query_key", "task", "side", "steps", "probability", "think", "hit_discriminative", "hit_generative",
+    "loss_discriminative", "loss_generative", "gain", "tokens", "prompt_tokens", "query_length", "margin", "malformed",
+    "query_text", "cot", "positive", "top1_discriminative", "top1_generative", "image_png",
+)  # fmt: skip
+
+VERDICTS: dict[str, str] = {
+    "helped": "Thought, and thinking turned a miss into a hit",
+    "hurt": "Thought, and thinking turned a hit into a miss",
+    "wasted": "Thought, and the outcome stayed the same",
+    "missed": "Did not think where thinking would have turned a miss into a hit",
+    "skipped": "Did not think where thinking would not have helped",
+}
+"""Each verdict on a decision, with its meaning."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The numeric columns of an evaluation's gate decisions, one entry per query.
+
+    Args:
+        steps_N: int64, true number of reasoning steps; -1 where the source does not know it.
+        probability_N: float64, the gate's p(think).
+        think_N: bool, what the gate decided.
+        hit_discriminative_N: float64 0/1, hit@1 without a CoT.
+        hit_generative_N: float64 0/1, hit@1 with a CoT.
+        gain_N: float64 nats, what thinking gained net of its price.
+        tokens_N: float64, CoT tokens spent if the query thinks.
+        malformed_N: bool, the CoT did not close before the cap.
+    """
+
+    steps_N: np.ndarray
+    probability_N: np.ndarray
+    think_N: np.ndarray
+    hit_discriminative_N: np.ndarray
+    hit_generative_N: np.ndarray
+    gain_N: np.ndarray
+    tokens_N: np.ndarray
+    malformed_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.think_N)
+
+    @property
+    def hit_adaptive_N(self) -> np.ndarray:
+        """float64 0/1, hit@1 of the embedding that the gate chose."""
+        return np.where(self.think_N, self.hit_generative_N, self.hit_discriminative_N)
+
+    @property
+    def step_counts(self) -> list[int]:
+        """The numbers of steps that occur, ascending; empty where the source does not know them."""
+        return [int(step) for step in np.unique(self.steps_N) if step >= 0]
+
+    def verdicts(self) -> np.ndarray:
+        """One key of `VERDICTS` per query, (N,) of str."""
+        without, with_cot = self.hit_discriminative_N > 0.5, self.hit_generative_N > 0.5
+        rescued, spoiled = ~without & with_cot, without & ~with_cot
+        cases = [self.think_N & rescued, self.think_N & spoiled, self.think_N, rescued]
+        return np.select(cases, ["helped", "hurt", "wasted", "missed"], default="skipped")
+
+
+def read_decisions(table: pa.Table) -> Decisions:
+    """Check a gate_decisions table and take its numeric columns.
+
+    Args:
+        table: one row per query, with the columns of `COLUMNS`.
+
+    Returns:
+        The columns as arrays.
+
+    Raises:
+        DataError: no rows, a missing column, or a missing value in a numeric column other than `steps`.
+    """
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise DataError(
+            f"the gate decisions lack the column(s) {', '.join(missing)}; they have: {', '.join(table.column_names)}. "
+            "Write them again with `twn evaluate`."
+        )
+    if table.num_rows == 0:
+        raise DataError("the gate decisions have 0 rows, so there is nothing to report. Evaluate at least one query.")
+
+    def column(name: str, kind: Any = np.float64) -> np.ndarray:
+        values = table.column(name)
+        if values.null_count:
+            raise DataError(
+                f"column {name!r} of the gate decisions has {values.null_count} empty value(s) in {table.num_rows} "
+                "rows; only `steps` and `image_png` may be empty. Write them again with `twn evaluate`."
+            )
+        return np.asarray(values.to_pylist(), dtype=kind)
+
+    steps = [-1 if value is None else value for value in table.column("steps").to_pylist()]
+    return Decisions(
+        steps_N=np.asarray(steps, dtype=np.int64),
+        probability_N=column("probability"),
+        think_N=column("think", bool),
+        hit_discriminative_N=column("hit_discriminative"),
+        hit_generative_N=column("hit_generative"),
+        gain_N=column("gain"),
+        tokens_N=column("tokens"),
+        malformed_N=column("malformed", bool),
+    )

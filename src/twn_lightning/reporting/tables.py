@@ -1,0 +1,162 @@
+"""The report's tables: rows of strings that the terminal, the Markdown and the HTML version share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.table import Table
+
+ROUTER_NAMES: dict[str, str] = {
+    "never": "never think",
+    "always": "always think",
+    "adaptive": "adaptive (gate)",
+    "random": "random, equal rate",
+    "random_equal_tokens": "random, equal tokens",
+    "margin": "top-1 margin",
+    "query_length": "query length",
+    "oracle": "oracle",
+}
+STAGE_NAMES: dict[str, str] = {"sft": "supervised", "rl": "reinforcement", "gate": "routing gate"}
+HIGHLIGHTED = "adaptive"
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A titled table of strings; `keys` names each row for tests and styles."""
+
+    title: str
+    header: list[str]
+    keys: list[str]
+    rows: list[list[str]]
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """`0.957` as `95.7 %`, with a space that does not break; an en dash where there is no number."""
+    return "–" if fraction is None else f"{100 * fraction:.{digits}f}{NO_BREAK}%"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `9.3 s`, `48 s`, `3 min 20 s` or `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def router_label(name: str) -> str:
+    """A router's name for people."""
+    return ROUTER_NAMES.get(name, name.replace("_", " "))
+
+
+def ordered_routers(modes: Mapping[str, Any]) -> list[str]:
+    """The routers that were scored: known ones in reading order, then the rest."""
+    return [name for name in ROUTER_NAMES if name in modes] + [name for name in modes if name not in ROUTER_NAMES]
+
+
+def router_table(summary: Mapping[str, Any]) -> TextTable:
+    """Router x (hit@1 with interval, tokens a query, share of always' tokens, think rate)."""
+    modes = summary["modes"]
+    always = modes.get("always", {}).get("tokens_per_query", 0.0)
+    names = ordered_routers(modes)
+    rows = []
+    for name in names:
+        score = modes[name]
+        low, high = score["ci95"]
+        share = percent(score["tokens_per_query"] / always, 0) if always else "–"
+        rows.append(
+            [
+                router_label(name),
+                percent(score["hit@1"]),
+                f"{100 * low:.1f} – {100 * high:.1f}",
+                f"{score['tokens_per_query']:.1f}",
+                share,
+                percent(score.get("think_rate"), 0),
+            ]
+        )
+    header = ["Router", "hit@1", "95 % interval", "Tokens/query", "of always", "Think rate"]
+    return TextTable("Routers", header, names, rows)
+
+
+def steps_table(summary: Mapping[str, Any]) -> TextTable:
+    """True number of steps x (think rate, hit@1 without, with and by the gate's choice of thinking)."""
+    steps = sorted(summary["by_steps"], key=int)
+    rows = []
+    for step in steps:
+        entry = summary["by_steps"][step]
+        rates = [percent(entry[name]) for name in ("never", "always", "adaptive")]
+        rows.append(
+            [
+                step,
+                f"{entry['num_queries']:,}" if "num_queries" in entry else "–",
+                percent(entry["think_rate"], 0),
+                *rates,
+            ]
+        )
+    return TextTable(
+        "By reasoning steps", ["Steps", "Queries", "Think rate", "Never", "Always", "Adaptive"], steps, rows
+    )
+
+
+def stage_table(summary: Mapping[str, Any]) -> TextTable:
+    """Stage x (metric, before, after, change, time), in the order that they ran."""
+    names = list(summary["stages"])
+    rows = []
+    for name in names:
+        stage = summary["stages"][name]
+        rows.append(
+            [
+                STAGE_NAMES.get(name, name),
+                stage["metric"],
+                f"{stage['before']:.3f}",
+                f"{stage['after']:.3f}",
+                f"{stage['after'] - stage['before']:+.3f}",
+                duration(stage["seconds"]),
+            ]
+        )
+    return TextTable("Stages", ["Stage", "Metric", "Before", "After", "Change", "Time"], names, rows)
+
+
+def summary_tables(summary: Mapping[str, Any]) -> list[TextTable]:
+    """The tables of a summary that have rows."""
+    return [table for table in (router_table(summary), steps_table(summary), stage_table(summary)) if table.rows]
+
+
+def render_terminal(summary: Mapping[str, Any]) -> Group:
+    """The tables of a summary for a rich console.
+
+    Args:
+        summary: fits summary.schema.json.
+
+    Returns:
+        A renderable: `rich.print(render_terminal(summary))`.
+    """
+    rendered = []
+    for text_table in summary_tables(summary):
+        table = Table(
+            title=text_table.title,
+            title_justify="left",
+            title_style="bold",
+            header_style="dim",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        for index, name in enumerate(text_table.header):
+            is_text = index == 0 or name == "Metric"
+            table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+        for key, row in zip(text_table.keys, text_table.rows, strict=True):
+            table.add_row(*row, style="bold cyan" if key == HIGHLIGHTED else None)
+        rendered.append(table)
+    return Group(*rendered)
+
+
+def print_tables(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the tables of a summary to the terminal."""
+    (console or Console()).print(render_terminal(summary))
