@@ -1,0 +1,240 @@
+"""The released layout on disk: `reasoning/`, `embedding/`, `gate_mlp.pt`, `queries.pt`, and our `twn_config.json`.
+
+Adapters are ordinary PEFT folders. Loading is strict: whatever is missing, unexpected, wrongly shaped or made for
+another backbone is an error that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from twn_lightning.backbone.adapters import EMBEDDING, REASONING, assign, check_tensors, full_tensor, lora_settings
+from twn_lightning.backbone.processor import PROMPT_VERSION
+from twn_lightning.errors import AdapterError
+from twn_lightning.settings import AdapterSettings, InterfaceSettings, LoraSettings
+
+if TYPE_CHECKING:
+    from twn_lightning.backbone.dual_lora import DualLoRABackbone
+
+SCHEMA_VERSION = 1
+CONFIG_FILE, QUERIES_FILE, GATE_FILE = "twn_config.json", "queries.pt", "gate_mlp.pt"
+PEFT_PREFIX = "base_model.model."
+QUERY_KEYS = ("queries", "query_embeddings", "learnable_queries", "query_tokens", "weight", "embeddings.weight")
+"""Keys under which a queries.pt may hold its (K, D) or (1, K, D) tensor; the first is ours. A bare tensor is fine."""
+GATE_WRAPPERS = ("state_dict", "model_state_dict", "gate")
+"""Keys under which a gate_mlp.pt may hold its state dictionary, if it is not one itself."""
+
+
+def backbone_digest(model: nn.Module) -> str:
+    """SHA-256 over the sizes and a sample of the weights, equal for float32, bfloat16 and 4-bit loads of one model.
+
+    Samples token embeddings, norms and the patch projection, which quantisation leaves alone, rounded to bfloat16.
+    """
+    config: Any = model.config
+    digest = hashlib.sha256()
+    for part in (config.text_config, config.vision_config):
+        sizes = {k: getattr(part, k, None) for k in ("vocab_size", "hidden_size", "intermediate_size", "depth")}
+        sizes |= {
+            k: getattr(part, k, None) for k in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        }
+        digest.update(json.dumps(sizes, sort_keys=True).encode())
+    for name, parameter in sorted(model.named_parameters()):
+        if "lora_" in name or not any(part in name for part in ("embed_tokens", "norm", "patch_embed")):
+            continue
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].to(torch.bfloat16).float().cpu().numpy()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()
+
+
+def save(
+    backbone: DualLoRABackbone, folder: str | Path, gate_state: dict[str, Any] | None, extra: dict[str, Any] | None
+) -> None:
+    """Write adapters, queries, gate and settings; overwrites what is there.
+
+    Args:
+        backbone: its trained parts are written, `reasoning_reference` never.
+        folder: created if missing.
+        gate_state: the gate's state dictionary, or None to write no gate.
+        extra: further plain values for `twn_config.json`, such as the gate's threshold.
+    """
+    folder = Path(folder)
+    for name in lora_settings(backbone.settings):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        backbone.adapters.config(name).save_pretrained(str(folder / name))
+        tensors = {_peft_key(k): full_tensor(p) for k, p in backbone.adapters.named_parameters(name).items()}
+        save_file(tensors, folder / name / "adapter_model.safetensors", metadata={"format": "pt"})
+    torch.save({"queries": full_tensor(backbone.queries)}, folder / QUERIES_FILE)
+    if gate_state is not None:
+        torch.save(gate_state, folder / GATE_FILE)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "prompt_version": PROMPT_VERSION,
+        "interface": backbone.interface.name,
+        "num_queries": backbone.settings.num_queries,
+        "pooling": backbone.settings.pooling,
+        "backbone": {"name": backbone.name, "digest": backbone.digest},
+        "adapters": asdict(backbone.settings),
+        **(extra or {}),
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _peft_key(name: str) -> str:
+    return PEFT_PREFIX + name
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """`twn_config.json` of an adapter folder.
+
+    Raises:
+        AdapterError: the folder or the file is missing, or its schema is newer than this package.
+    """
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise AdapterError(
+            f"no {CONFIG_FILE} in {folder}: {_listing(Path(folder))}. Point to a run's `adapters` folder"
+        )
+    config: dict[str, Any] = json.loads(path.read_text())
+    if config.get("schema_version") != SCHEMA_VERSION:
+        raise AdapterError(
+            f"{path}: schema version {config.get('schema_version')}, this package reads {SCHEMA_VERSION}. "
+            "Load it with the release that wrote it"
+        )
+    return config
+
+
+def settings_of(folder: str | Path) -> tuple[AdapterSettings, InterfaceSettings]:
+    """The settings a saved adapter folder was trained with, to load a backbone that fits it."""
+    config = read_config(folder)
+    values: dict[str, Any] = dict(config["adapters"])
+    values |= {name: LoraSettings(**values[name]) for name in (REASONING, EMBEDDING)}
+    return AdapterSettings(**values), InterfaceSettings(name=config["interface"])
+
+
+def load(backbone: DualLoRABackbone, folder: str | Path) -> dict[str, Any] | None:
+    """Load adapters and queries into a backbone.
+
+    Returns:
+        The gate's state dictionary, or None where the folder has no gate.
+
+    Raises:
+        AdapterError: see the module's first lines.
+    """
+    folder = Path(folder)
+    names = list(lora_settings(backbone.settings))
+    needed = [QUERIES_FILE, *(f"{n}/adapter_model.safetensors" for n in names)]
+    missing = [f for f in needed if not (folder / f).is_file()]
+    if missing:
+        raise AdapterError(f"{folder} is not an adapter folder: {', '.join(missing)} missing; {_listing(folder)}")
+    if (folder / CONFIG_FILE).is_file():
+        _check_config(backbone, folder)
+    else:
+        warnings.warn(f"{folder} has no {CONFIG_FILE}: only names and shapes can be checked", stacklevel=3)
+    pending: list[tuple[nn.Parameter, Tensor]] = []
+    for name in names:
+        found = load_file(folder / name / "adapter_model.safetensors")
+        own = {_peft_key(k): p for k, p in backbone.adapters.named_parameters(name).items()}
+        check_tensors(f"{folder / name}", found, {k: p.shape for k, p in own.items()})
+        _check_scaling(backbone, folder, name)
+        pending += [(own[k], found[k]) for k in own]
+    pending.append((backbone.queries, _read_queries(folder / QUERIES_FILE, backbone.queries.shape)))
+    gate = _read_gate(folder / GATE_FILE) if (folder / GATE_FILE).is_file() else None
+    for parameter, value in pending:
+        assign(parameter, value)
+    return gate
+
+
+def _check_config(backbone: DualLoRABackbone, folder: Path) -> None:
+    config = read_config(folder)
+    trained = config["backbone"]
+    if trained["digest"] != backbone.digest:
+        raise AdapterError(
+            f"the adapters in {folder} were trained for backbone '{trained['name']}' (digest "
+            f"{trained['digest'][:12]}), this one is '{backbone.name}' (digest {backbone.digest[:12]}). "
+            f"Set model.name to '{trained['name']}', or train adapters for this backbone"
+        )
+    if config["prompt_version"] != PROMPT_VERSION:
+        raise AdapterError(
+            f"{folder}: prompt version {config['prompt_version']}, this package renders {PROMPT_VERSION}"
+        )
+    mine = asdict(backbone.settings) | {"interface": backbone.interface.name}
+    theirs = config["adapters"] | {"interface": config["interface"]}
+    keys = ("arrangement", "prefix", "num_queries", "query_attention", "pooling", "interface", REASONING, EMBEDDING)
+    differing = [f"{k} is {theirs.get(k)} there and {mine[k]} here" for k in keys if theirs.get(k) != mine[k]]
+    if differing:
+        raise AdapterError(
+            f"{folder} was trained with other settings: {'; '.join(differing)}. Set them to what is there"
+        )
+
+
+def _check_scaling(backbone: DualLoRABackbone, folder: Path, name: str) -> None:
+    """Alpha is not in the tensors: another one loads without complaint and scales every update."""
+    path = folder / name / "adapter_config.json"
+    if not path.is_file():
+        raise AdapterError(f"{path} is missing: without it the adapter's scaling is not known")
+    theirs, own = json.loads(path.read_text()), backbone.adapters.config(name)
+    for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        if theirs.get(key, False) != getattr(own, key):
+            raise AdapterError(f"{path}: {key} is {theirs.get(key)}, the backbone was built with {getattr(own, key)}")
+
+
+def _load_pt(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise AdapterError(f"{path} cannot be read as plain tensors ({type(error).__name__}: {error})") from error
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    if isinstance(value, dict):
+        inside = ", ".join(
+            f"{k}: {tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for k, v in value.items()
+        )
+        return f"a dictionary {{{inside}}}"
+    return f"a {type(value).__name__}"
+
+
+def _read_queries(path: Path, shape: torch.Size) -> Tensor:
+    content = _load_pt(path)
+    tensor = next((content[k] for k in QUERY_KEYS if k in content), None) if isinstance(content, dict) else content
+    if not isinstance(tensor, Tensor):
+        raise AdapterError(
+            f"{path} has an unknown layout: found {_describe(content)}; known keys: {', '.join(QUERY_KEYS)}"
+        )
+    if tensor.ndim == 3 and tensor.shape[0] == 1:
+        tensor = tensor[0]
+    if tensor.shape != shape:
+        raise AdapterError(
+            f"{path}: queries are {tuple(tensor.shape)}, expected (K, D) = {tuple(shape)}: set num_queries"
+        )
+    return tensor
+
+
+def _read_gate(path: Path) -> dict[str, Any]:
+    content = _load_pt(path)
+    for key in GATE_WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
+        raise AdapterError(
+            f"{path} has an unknown layout: found {_describe(content)}; expected a dictionary of tensors"
+        )
+    return content
+
+
+def _listing(folder: Path) -> str:
+    if not folder.is_dir():
+        return "there is no such folder"
+    return "it holds " + (", ".join(sorted(p.name for p in folder.iterdir())) or "nothing")

@@ -1,0 +1,170 @@
+"""Files to pixels: images through Pillow, videos through PyAV (optional). Every failure names the item and the file."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from twn_lightning.errors import DataError
+from twn_lightning.types import Media
+
+MAX_IMAGE_PIXELS = 89_478_485
+"""Pillow's own limit (a quarter of a gibibyte in RGB); larger images are refused, not just warned about."""
+ARRAY_FRAMES_PER_SECOND = 2.0
+"""An array of frames has no clock: it is taken as sampled at two frames a second, as Qwen's own tools do."""
+FALLBACK_FRAMES_PER_SECOND = 24.0
+"""For a video file that does not state its frame rate, as in Hugging Face's processor."""
+
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, zlib.error)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Sampled frames of a video."""
+
+    frames: np.ndarray
+    """uint8 (frames, height, width, 3)."""
+    indices: tuple[int, ...]
+    """Position of each frame in the video."""
+    frames_per_second: float
+
+
+def load_image(media: Media, key: str) -> np.ndarray:
+    """An image as uint8 RGB (height, width, 3).
+
+    Files are turned upright by their EXIF orientation; transparency is laid on white (as Qwen's tools do); grayscale,
+    palette, CMYK and 16-bit images become RGB. Of an animated file the first frame is used.
+
+    Args:
+        media: pixels, or the path of a file.
+        key: the item, for messages.
+
+    Raises:
+        DataError: the file is missing, truncated, no image or too large, or the array is not uint8 RGB.
+    """
+    if not isinstance(media.content, Path):
+        return _checked_array(media.content, 3, key)
+    path = media.content
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_IMAGE_PIXELS:
+                raise DataError(_too_large(key, path, f"{width} x {height}"))
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image), key, path))
+    except FileNotFoundError as error:
+        raise DataError(f"item '{key}': image {path} does not exist. Check the media root of its source") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(_too_large(key, path, str(error))) from error
+    except _BROKEN_IMAGE as error:
+        raise DataError(
+            f"item '{key}': image {path} cannot be decoded ({error}). It is truncated, corrupt or not an image: "
+            "fetch it again or drop the row"
+        ) from error
+
+
+def _too_large(key: str, path: Path, found: str) -> str:
+    return (
+        f"item '{key}': image {path} is larger than {MAX_IMAGE_PIXELS:,} pixels ({found}) and is refused as a possible "
+        "decompression bomb. Store it smaller: the model sees at most model.max_pixels of it"
+    )
+
+
+def _to_rgb(image: Image.Image, key: str, path: Path) -> Image.Image:
+    """Any Pillow mode to RGB, without clipping 16-bit values and without showing what transparency hides."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        depth = 257 if values.max(initial=0) > 255 else 1
+        return Image.fromarray((values // depth).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise DataError(f"item '{key}': image {path} has floating-point pixels of unknown range; store it with 8 bits")
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+    return image.convert("RGB")
+
+
+def load_video(media: Media, key: str, max_frames: int) -> Clip:
+    """At most `max_frames` frames of a video, evenly spaced from the first to the last.
+
+    Args:
+        media: frames, or the path of a file.
+        key: the item, for messages.
+        max_frames: frames to keep.
+
+    Raises:
+        DataError: the file is missing, corrupt or without frames, PyAV is not installed, or the array is not uint8 RGB.
+    """
+    if isinstance(media.content, Path):
+        return _decode_video(media.content, key, max_frames)
+    frames = _checked_array(media.content, 4, key)
+    indices = sample_frames(len(frames), max_frames)
+    return Clip(frames[list(indices)], indices, ARRAY_FRAMES_PER_SECOND)
+
+
+def sample_frames(total: int, max_frames: int) -> tuple[int, ...]:
+    """Integer parts of `linspace(0, total - 1, max_frames)` (MMEB-V2's rule), or all frames where there are no more."""
+    return tuple(np.linspace(0, total - 1, min(total, max_frames)).astype(int).tolist())
+
+
+def _decode_video(path: Path, key: str, max_frames: int) -> Clip:
+    try:
+        import av
+    except ImportError as error:
+        raise DataError(
+            f"item '{key}': reading the video {path} needs PyAV: pip install 'twn_lightning[video]'"
+        ) from error
+    if not path.is_file():
+        raise DataError(f"item '{key}': video {path} does not exist. Check the media root of its source")
+    try:
+        total, rate = _count_packets(av, path)
+        indices = sample_frames(total, max_frames) if total else ()
+        frames, decoded = _read_frames(av, path, indices)
+        if 0 < decoded < total:  # some containers hold packets that give no frame
+            indices = sample_frames(decoded, max_frames)
+            frames, _ = _read_frames(av, path, indices)
+    except (av.error.FFmpegError, IndexError, ValueError) as error:
+        raise DataError(
+            f"item '{key}': video {path} cannot be decoded ({error}). It is truncated, corrupt or has no video stream: "
+            "fetch it again or drop the row"
+        ) from error
+    if not frames:
+        raise DataError(f"item '{key}': video {path} has no decodable frame; drop the row")
+    return Clip(np.stack(frames), indices, rate)
+
+
+def _count_packets(av: Any, path: Path) -> tuple[int, float]:
+    """Number of frames by counting packets (headers are often silent or wrong), and the frame rate."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or FALLBACK_FRAMES_PER_SECOND)
+        return sum(1 for packet in container.demux(stream) if packet.size), rate
+
+
+def _read_frames(av: Any, path: Path, indices: Sequence[int]) -> tuple[list[np.ndarray], int]:
+    """The frames at sorted indices, and how many frames were decoded in all."""
+    wanted, frames, decoded = set(indices), [], 0
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for frame in container.decode(stream):
+            if decoded in wanted:
+                frames.append(frame.to_ndarray(format="rgb24"))
+            decoded += 1
+    return frames, decoded
+
+
+def _checked_array(content: np.ndarray, dimensions: int, key: str) -> np.ndarray:
+    pixels = np.asarray(content)
+    if pixels.dtype != np.uint8 or pixels.ndim != dimensions or pixels.shape[-1] != 3 or not pixels.size:
+        expected = "(height, width, 3)" if dimensions == 3 else "(frames, height, width, 3)"
+        kind = "image" if dimensions == 3 else "video"
+        raise DataError(
+            f"item '{key}': its {kind} must be a non-empty uint8 array {expected}, got {pixels.dtype} {pixels.shape}"
+        )
+    return pixels

@@ -1,0 +1,63 @@
+"""Two FSDP2 ranks whose CoTs end at different steps: both must finish, with what one process decodes."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from twn_lightning.backbone import decoding
+from twn_lightning.backbone.loading import load_backbone
+from twn_lightning.settings import AdapterSettings, InterfaceSettings, ModelSettings
+from twn_lightning.types import Item
+
+
+def _decode(row: int, shard: bool) -> torch.Tensor:
+    torch.manual_seed(0)
+    backbone = load_backbone(ModelSettings(name="tiny"), AdapterSettings(), InterfaceSettings()).eval()
+    if shard:
+        mesh = init_device_mesh("cpu", (2,))
+        for layer in backbone.language_model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(backbone, mesh=mesh)
+    decoding._choose = _end_after(2 if row else 6, decoding._choose, backbone.processor.eot_id)
+    with torch.no_grad():
+        state = backbone.reason(backbone.processor([Item("a", "Find", "x" * (row + 1))]))
+        decoded = decoding.decode_cots(backbone, state, max_new_tokens=8)
+        return torch.cat([decoded.cots.ids_BT[0].float(), backbone.embed(decoded.state).generative_BD[0]])
+
+
+def _end_after(tokens, choose, eot_id):
+    steps = 0
+
+    def chosen(*args):
+        nonlocal steps
+        ids, log_probs = choose(*args)
+        steps += 1
+        return (torch.full_like(ids, eot_id) if steps > tokens else ids), log_probs
+
+    return chosen
+
+
+def _rank(rank: int, folder: str) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    torch.save(_decode(rank, shard=True), Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def test_ranks_step_in_lockstep(tmp_path, monkeypatch):
+    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+    choose = decoding._choose
+    for rank in range(2):
+        monkeypatch.setattr(decoding, "_choose", choose)
+        expected = _decode(rank, shard=False)
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=1e-5, rtol=1e-4)
