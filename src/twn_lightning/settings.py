@@ -100,6 +100,8 @@ class SFTSettings:
     max_steps: int = 600
     embedding_steps: int = 400
     """Steps of the second phase (two_phase only)."""
+    stored_pairs: int = 6_000
+    """Pairs whose caches the second phase keeps in memory (two_phase only)."""
     embedding_batch_size: int = 256
     embedding_learning_rate: float | None = None
     learning_rate: float = 2e-3

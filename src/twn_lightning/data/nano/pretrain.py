@@ -228,15 +228,22 @@ def pretrain(settings: PretrainSettings, work: Path, device: str, eval_every: in
 
 
 def export(work: Path, folder: Path) -> None:
-    """Write the checkpoint as a standard Hugging Face folder, weights in fp16."""
+    """Write the checkpoint as a standard Hugging Face folder, weights in fp16, and what the run reached."""
     model, processor = new_backbone(0)
     state = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
     processor.save(folder)
-    record = {"steps": state["step"], "seconds": state["seconds"], "machine": platform.machine()}
-    (folder / "pretraining.json").write_text(json.dumps(record | {"torch": torch.__version__}, indent=2) + "\n")
+    record = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": state["step"],
+        "seconds": round(state["seconds"]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "validation": evaluate(model.float(), processor, "cpu", count=500),
+    }
+    (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main() -> None:

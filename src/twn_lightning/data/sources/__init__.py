@@ -35,7 +35,10 @@ class PairSource(Protocol):
         """
 
     def candidates(self, split: Split, task: str) -> list[Item]:
-        """A task's whole candidate corpus, with unique keys; every pair's `positive.key` is in it."""
+        """A task's whole candidate corpus, with unique keys.
+
+        Every pair's `positive.key` is in it, except in `train`, where a target may come in further renderings.
+        """
 
 
 def source_names() -> list[str]:
