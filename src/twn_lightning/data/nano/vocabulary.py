@@ -6,6 +6,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from twn_lightning.backbone.processor import PROMPT_SUFFIX
+from twn_lightning.backbone.tiny import CHAT_TEMPLATE
 from twn_lightning.data.nano import world
 from twn_lightning.data.nano.digits import ARROWS, COLOURS
 
@@ -26,14 +27,6 @@ PHRASES = (
     world.DESCRIBE,
     PROMPT_SUFFIX,
     "user assistant system start follow until you leave at sum of row largest in grid path total best a b c",
-)
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\\n' -}}"
-    "{%- if message.content is string -%}{{- message.content -}}{%- else -%}{%- for part in message.content -%}"
-    "{%- if part.type == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
-    "{%- elif part.type == 'video' -%}{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
-    "{%- else -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{{- '<|im_end|>\\n' -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
 
 
