@@ -1,6 +1,6 @@
 """The resolved configuration as plain dataclasses: no Hydra, no OmegaConf, so a GPU box without them can start a run.
 
-`conf/` composes these; `Settings.from_dict` checks a plain dictionary against them and reports every problem together.
+`conf/` composes these; `validation.settings_from_dict` checks a dictionary against them, all problems at once.
 Section numbers refer to docs/method.md.
 """
 

@@ -200,7 +200,7 @@ class DualLoRABackbone(TwoPasses):
         for adapter in self.adapters.names:
             own |= {f"{adapter}.{k}": p for k, p in self.adapters.named_parameters(adapter).items()}
         check_tensors("checkpoint", state, {k: p.shape for k, p in own.items()}, strict)
-        for key in own.keys() & state.keys():
+        for key in sorted(own.keys() & state.keys()):  # one order on all ranks: assigning to shards communicates
             assign(own[key], state[key])
 
     def add_reference(self) -> None:

@@ -1,0 +1,74 @@
+# Every target sets up what it needs in .venv. `make` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# Which torch to install first: a plain wheel for CPUs; TORCH="torch" takes the newest with its CUDA libraries.
+TORCH ?= torch==2.13.0
+# Extra arguments of a verb, e.g. make train ARGS="experiment=nano_sft seed=1"
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Create .venv: torch first, then the package with its development tools
+
+# Stamped, so that it runs again only when pyproject.toml changes. A torch that is there already is kept.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $(READY)
+
+demo: $(READY) ## Train, gate, evaluate and report on the packaged nano backbone (6 minutes, CPU)
+	$(BIN)/twn demo $(ARGS)
+
+test: $(READY) ## The CPU tests, without those marked slow (10 minutes)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(READY) ## Every test: slow ones, and GPU ones where there is a GPU
+	$(BIN)/python -m pytest -o addopts="-ra --strict-markers --strict-config" tests $(ARGS)
+
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy
+	$(BIN)/mypy
+
+imports: $(READY) ## import-linter: imports point one way, Hydra stays in config.py
+	$(BIN)/lint-imports
+
+config: $(READY) ## Print the resolved configuration, e.g. ARGS="experiment=nano_rl"
+	$(BIN)/twn config $(ARGS)
+
+train: $(READY) ## Train one stage, e.g. ARGS="experiment=nano_sft"
+	$(BIN)/twn train $(ARGS)
+
+evaluate: $(READY) ## Evaluate under every router, e.g. ARGS="adapters.init_from=RUN"
+	$(BIN)/twn evaluate $(ARGS)
+
+sweep: $(READY) ## One process per job, e.g. ARGS="experiment=nano_sft sweep=lora_rank"
+	$(BIN)/twn train --multirun $(ARGS)
+
+report: $(READY) ## Tables and figures of finished runs, e.g. ARGS="outputs/sft/nano_sft/*"
+	$(BIN)/twn report $(ARGS)
+
+bench: $(READY) ## Speed of encoding under each router, on this machine
+	$(BIN)/python experiments/benchmarks/encode.py $(ARGS)
+
+notebooks: $(READY) ## Execute the notebooks in place
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+
+reference: $(READY) ## Write conf/reference.yaml again, after a change of the configuration
+	$(BIN)/twn config --write-reference
+
+clean: ## Remove caches and builds; keeps .venv and outputs
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage htmlcov
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup demo test test-all lint types imports config train evaluate sweep report bench notebooks reference clean

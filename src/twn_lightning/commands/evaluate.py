@@ -1,0 +1,69 @@
+"""`twn evaluate`: trained adapters under every router."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from twn_lightning import config
+from twn_lightning.commands import parser
+from twn_lightning.evaluate import evaluate
+from twn_lightning.reporting import print_tables
+from twn_lightning.run import RunFolder, recorded, run_folder_for
+from twn_lightning.settings import Settings
+from twn_lightning.train import device_for
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluate, print the tables, say where the results are."""
+    options = parser(
+        "evaluate",
+        "Score adapters on held-out queries under every router; the packaged nano adapters unless others are named.",
+        """twn evaluate
+        twn evaluate adapters.init_from=outputs/gate/nano_gate/RUN/adapters
+        twn evaluate data.test_pairs=500 evaluation.routers=[never,always,adaptive]""",
+    )
+    options.add_argument("overrides", nargs="*", help="group=option and key=value")
+    overrides = options.parse_intermixed_args(arguments).overrides
+    settings = config.load_settings(overrides, on_this_machine=True)
+    run = run_folder_for(settings, kind="evaluate")
+    print_tables(run_evaluation(settings, overrides, run=run))
+    print(f"results: {run.path}\nreport:  twn report {run.path}")
+
+
+def run_evaluation(
+    settings: Settings,
+    overrides: Sequence[str] = (),
+    *,
+    run: RunFolder | None = None,
+    stages: dict[str, dict[str, Any]] | None = None,
+    started: float | None = None,
+) -> dict[str, Any]:
+    """Evaluate into a run folder, with a progress bar.
+
+    Args:
+        settings: the resolved settings.
+        overrides: what was typed, for the record.
+        run: where the results go; by default where the settings say.
+        stages: what training changed, for the summary.
+        started: `time.monotonic()` of the start that the summary's seconds count from.
+
+    Returns:
+        The summary, as in summary.json.
+    """
+    run = run or run_folder_for(settings, kind="evaluate")
+    run.require_new().create(settings, overrides)
+    columns = [*Progress.get_default_columns()[:-1], TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn()]
+    with recorded(run), Progress(*columns) as progress:
+        bar = progress.add_task("queries", total=settings.data.test_pairs)
+        _, summary = evaluate(
+            settings,
+            run,
+            stages=stages,
+            started=started,
+            device=str(device_for(settings.trainer)),
+            progress=lambda done: progress.advance(bar, done),
+        )
+    return summary

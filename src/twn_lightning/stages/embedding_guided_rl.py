@@ -1,0 +1,264 @@
+"""Stage 3, embedding-guided RL (docs/method.md, section 6): GRPO on phi_R; all else is frozen.
+
+A completion is worth what its generative embedding retrieves. The old policy's log-probabilities are the decoder's;
+the reference is the reasoning adapter as the stage found it.
+
+Shape letters: B completions (prompt-major, groups of G), T completion tokens, C targets, D embedding width, N queries.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twn_lightning.backbone.adapters import REFERENCE
+from twn_lightning.backbone.decoding import Decoded, decode_cots
+from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.data.datamodule import TWNDataModule
+from twn_lightning.errors import NumericalError
+from twn_lightning.gate import RoutingGate
+from twn_lightning.metrics import paired_bootstrap_difference
+from twn_lightning.objectives import group_advantages, grpo_loss, token_log_probs
+from twn_lightning.run import RunFolder
+from twn_lightning.settings import RLSettings, Settings
+from twn_lightning.stages.base import TWNStage
+from twn_lightning.stages.checkpoint_content import CHECKPOINT_KEY
+from twn_lightning.stages.held_out import MALFORMED_WARNING
+from twn_lightning.stages.optim import Group
+from twn_lightning.stages.rewards import HeldOutRewards, RewardTerms, TargetPool, score_completions
+from twn_lightning.stages.rollouts import (
+    CompletionChunk,
+    ScoredRollout,
+    append_rollouts,
+    completion_chunks,
+    rollout_rows,
+)
+from twn_lightning.strategy import gathered, rank, sum_over_ranks, world_size
+from twn_lightning.types import ContrastiveBatch, CotBatch, Rollout
+
+RECORDED_PROMPTS = 2
+"""Prompts whose completions go into rollouts.parquet, once per validation interval."""
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddingGuidedRL(TWNStage):
+    """GRPO on the reasoning adapter, rewarded by retrieval."""
+
+    stage_name = "rl"
+    trained_groups = ("reasoning",)
+    monitor = ("rl/held_out_reward", "max")
+    headline = "rl/held_out_reward"
+    # Choosing among checkpoints by the queries that the gain is reported on would inflate it.
+    exports = "last"
+    progress_values = ("rl/reward", "rl/kl", "rl/cot_tokens")
+
+    def __init__(
+        self,
+        settings: Settings,
+        backbone: DualLoRABackbone,
+        run_folder: RunFolder,
+        data: TWNDataModule,
+        gate: RoutingGate | None = None,
+    ) -> None:
+        backbone.add_reference()
+        super().__init__(settings, backbone, run_folder, data, gate)
+        self.stage = cast(RLSettings, settings.stage)
+        self.pool = TargetPool(
+            data.source,
+            self.stage.pool_size,
+            self.stage.pool_refresh_steps,
+            settings.evaluation.batch_size,
+            settings.data.seed,
+        )
+        self.held_out = HeldOutRewards(data, settings)
+        self.rewards_before: list[float] = []
+        self.rewards_after: list[float] = []
+
+    @property
+    def total_steps(self) -> int:
+        return self.stage.max_steps
+
+    def optimizer_groups(self) -> list[Group]:
+        stage = self.stage
+        updates = stage.max_steps * stage.updates_per_rollout
+        parameters = self.backbone.group_parameters("reasoning")
+        return [Group("reasoning", parameters, stage.learning_rate, stage.weight_decay, updates)]
+
+    def train_dataloader(self) -> Any:
+        return self.data.train_dataloader()
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def train_on(self, batch: ContrastiveBatch, step: int) -> dict[str, Any]:
+        self.backbone.eval()  # dropout would tell the policy from its own sampler
+        scored = self.roll_out(batch, step)
+        if rank() == 0 and (step % self.validation_interval == 0 or step + 1 == self.total_steps):
+            rows = rollout_rows(step + 1, batch.pairs[:RECORDED_PROMPTS], scored)
+            append_rollouts(self.run_folder.rollouts, rows)
+        num_tokens = int(sum_over_ranks(scored.rollout.cots.mask_BT.sum(), self.device))
+        if num_tokens == 0:
+            raise NumericalError("every completion is empty: the policy ends its turn at the first token.")
+        updates = [self.update(batch, scored, num_tokens) for _ in range(self.stage.updates_per_rollout)]
+        over_tokens = sum(sums for sums, _ in updates) / (num_tokens * len(updates))
+        ratio, clip_share, kl = sum_over_ranks(over_tokens, self.device).tolist()
+        _, optimizer_values = updates[-1]
+        values = {"rl/ratio": ratio, "rl/clip_share": clip_share, "rl/kl": kl}
+        return {**scored.log_values(), **values, **optimizer_values}
+
+    @torch.no_grad()
+    def roll_out(self, batch: ContrastiveBatch, step: int) -> ScoredRollout:
+        """Sample completions of the batch's queries and reward them."""
+        stage = self.stage
+        with gathered(self.backbone):
+            decoded = decode_cots(
+                self.backbone,
+                self.backbone.reason(batch.queries),
+                max_new_tokens=self.settings.data.max_new_tokens,
+                temperature=stage.sampling_temperature,
+                completions=stage.completions_per_prompt,
+                generator=self.sampling_generator(step),
+            )
+            reference_log_probs_BT, embeddings_BD = self.read_by_reference(batch, decoded.cots)
+            if embeddings_BD is None:
+                embeddings_BD = cast(Tensor, self.backbone.embed(decoded.state, ["generative"]).generative_BD)
+            texts = self.backbone.processor.decode_cots(decoded.cots)
+            terms = self.score(batch, decoded, embeddings_BD, texts, step)
+        groups = group_advantages(terms.reward, stage.completions_per_prompt)
+        rollout = Rollout(
+            decoded.cots, decoded.log_probs_BT, stage.completions_per_prompt, terms.reward, groups.advantages_B
+        )
+        return ScoredRollout(rollout, reference_log_probs_BT, terms, texts, groups.degenerate_groups)
+
+    def sampling_generator(self, step: int) -> torch.Generator:
+        """Random numbers of one step and rank: a resumed run samples what a straight one does."""
+        seed = np.random.SeedSequence([self.settings.seed, step, rank()]).generate_state(1, np.uint64)[0]
+        return torch.Generator(self.device).manual_seed(int(seed >> np.uint64(1)))
+
+    def read_by_reference(self, batch: ContrastiveBatch, cots: CotBatch) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (B, T) under the frozen reference; where it reads the rewards too, embeddings (B, D)."""
+        log_probs_BT = torch.zeros(cots.ids_BT.shape, device=self.device)
+        embeddings = []
+        with self.backbone.pin(REFERENCE):
+            for chunk in self.chunks(batch, cots):
+                state = self.backbone.reason(chunk.prompts, chunk.cots, want_logits=True)
+                chunk.of(log_probs_BT).copy_(self.log_probs(cast(Tensor, state.cot_logits_BTV), chunk.cots))
+                if self.stage.reward_reader == "reference":
+                    embeddings.append(cast(Tensor, self.backbone.embed(state, ["generative"]).generative_BD))
+        return log_probs_BT, torch.cat(embeddings) if embeddings else None
+
+    def reader(self) -> AbstractContextManager[None]:
+        """Whose caches the targets' embeddings are read from."""
+        return self.backbone.pin(REFERENCE) if self.stage.reward_reader == "reference" else nullcontext()
+
+    def score(
+        self, batch: ContrastiveBatch, decoded: Decoded, embeddings_BD: Tensor, texts: list[str], step: int
+    ) -> RewardTerms:
+        """Rank completions against the batch's targets, encoded now, and the rest of their task's pool."""
+        taken = [item for pair in batch.pairs for item in (pair.positive, *pair.hard_negatives)]
+        with self.reader():
+            state = self.backbone.reason(batch.candidates)
+            own_CD = cast(Tensor, self.backbone.embed(state, ["discriminative"]).discriminative_BD)
+            rivals_CD = self.pool.rivals(self.backbone, batch.source, step, taken).to(own_CD)
+        groups = torch.arange(len(batch.queries), device=self.device).repeat_interleave(
+            self.stage.completions_per_prompt
+        )
+        other_BC = batch.target_hash_Q[groups][:, None] != batch.target_hash_C[None]
+        valid_BC = torch.cat([other_BC, other_BC.new_ones(len(groups), len(rivals_CD))], dim=1)
+        return score_completions(
+            embeddings_BD,
+            torch.cat([own_CD, rivals_CD]),
+            batch.positive_B[groups],
+            valid_BC,
+            texts,
+            decoded.cots.closed_B,
+            self.stage,
+        )
+
+    # --- the updates -------------------------------------------------------------------------------------------------
+
+    def update(
+        self, batch: ContrastiveBatch, scored: ScoredRollout, num_tokens: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """One optimizer step on the rollout; `num_tokens` are the step's over all ranks.
+
+        Returns:
+            Sums over this rank's tokens of ratio, clipped and k3 KL (3,), and the optimizer's values.
+        """
+        stage = self.stage
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for chunk in self.chunks(batch, scored.rollout.cots):
+            state = self.backbone.reason(chunk.prompts, chunk.cots, want_logits=True)
+            output = grpo_loss(
+                self.log_probs(cast(Tensor, state.cot_logits_BTV), chunk.cots),
+                chunk.of(scored.rollout.log_probs_BT),
+                scored.advantages_B[chunk.rows],
+                chunk.cots.mask_BT,
+                clip_low=stage.clip_low,
+                clip_high=stage.clip_high,
+                reference_log_probs_BT=chunk.of(scored.reference_log_probs_BT),
+                kl_weight=stage.kl,
+                num_tokens=num_tokens,
+            )
+            self.manual_backward(world_size() * output.loss)  # gradients are averaged over ranks, the loss is a sum
+            sums += output.num_tokens * torch.stack([output.ratio, output.clip_share, output.kl]).detach()
+        return sums, self.apply_gradients(stage.clip_norm)
+
+    def log_probs(self, cot_logits_BTV: Tensor, cots: CotBatch) -> Tensor:
+        """Log-probabilities (B, T) of the sampled tokens, as the decoder reports them."""
+        return token_log_probs(cot_logits_BTV[:, :-1], cots.ids_BT, temperature=self.stage.sampling_temperature)
+
+    def chunks(self, batch: ContrastiveBatch, cots: CotBatch) -> Iterator[CompletionChunk]:
+        return completion_chunks(batch.queries, cots, self.stage.completions_per_prompt, self.stage.chunk_size)
+
+    # --- validation and checkpoints ----------------------------------------------------------------------------------
+
+    def validate(self) -> dict[str, float]:
+        records = self.held_out.measure(self.backbone)
+        self.rewards_after = [record.reward for record in records]
+        self.rewards_before = self.rewards_before or self.rewards_after
+        malformed = float(np.mean([record.malformed for record in records]))
+        if malformed > MALFORMED_WARNING and rank() == 0:
+            logger.warning(
+                "%.1f %% of the validation CoTs did not close within data.max_new_tokens=%d; they earn no reward and "
+                "fall back to the discriminative embedding: raise the cap",
+                100 * malformed,
+                self.settings.data.max_new_tokens,
+            )
+        return {
+            "rl/held_out_reward": float(np.mean(self.rewards_after)),
+            "val/hit@1_discriminative": float(np.mean([record.hit_discriminative for record in records])),
+            "val/hit@1_generative": float(np.mean([record.hit_generative for record in records])),
+            "val/cot_tokens": float(np.mean([record.tokens for record in records])),
+            "val/malformed_cot_rate": malformed,
+        }
+
+    def final_metrics(self) -> dict[str, float]:
+        """Those of every stage, and the gain in held-out reward with its paired bootstrap interval."""
+        values = super().final_metrics()
+        if self.rewards_after:
+            samples = self.settings.evaluation.bootstrap_samples
+            gain = paired_bootstrap_difference(self.rewards_after, self.rewards_before, samples=samples)
+            values |= {
+                "rl/held_out_gain": gain.mean,
+                "rl/held_out_gain/ci95_low": gain.low,
+                "rl/held_out_gain/ci95_high": gain.high,
+            }
+        return values
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        rewards = {"before": self.rewards_before, "after": self.rewards_after}
+        checkpoint[CHECKPOINT_KEY] |= {"pool": self.pool.state_dict(), "rewards": rewards}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        found = checkpoint[CHECKPOINT_KEY]
+        self.pool.load_state_dict(found["pool"])
+        self.rewards_before, self.rewards_after = list(found["rewards"]["before"]), list(found["rewards"]["after"])

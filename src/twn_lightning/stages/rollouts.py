@@ -1,0 +1,137 @@
+"""The completions of one step: scored, in chunks for the updates, and as rows to read later.
+
+Shape letters: B completions (prompt-major, groups of G), T completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from twn_lightning.stages.rewards import RewardTerms
+from twn_lightning.strategy import sum_over_ranks
+from twn_lightning.types import CotBatch, Pair, PromptBatch, Rollout
+
+
+@dataclass
+class ScoredRollout:
+    """Everything that the updates of one step need of it, and that is logged."""
+
+    rollout: Rollout
+    """With rewards and advantages."""
+    reference_log_probs_BT: Tensor
+    terms: RewardTerms
+    texts: list[str]
+    degenerate_groups: int
+
+    @property
+    def advantages_B(self) -> Tensor:
+        assert self.rollout.advantages_B is not None
+        return self.rollout.advantages_B
+
+    def log_values(self) -> dict[str, float]:
+        """Means over the completions of all ranks; degenerate groups are counted."""
+        cots = self.rollout.cots
+        sums = {
+            **self.terms.sums(),
+            "rl/cot_tokens": cots.mask_BT.sum(),
+            "rl/malformed_cot_rate": (~cots.closed_B).sum(),
+        }
+        counts = [len(cots), self.degenerate_groups]
+        vector = torch.stack([*sums.values(), *torch.tensor(counts).to(cots.ids_BT)]).double()
+        *totals, completions, degenerate = sum_over_ranks(vector, vector.device).tolist()
+        means = {name: total / completions for name, total in zip(sums, totals, strict=True)}
+        return {**means, "rl/degenerate_groups": degenerate}
+
+
+@dataclass
+class CompletionChunk:
+    """Completions that one forward pass holds, with their prompts repeated."""
+
+    rows: slice
+    prompts: PromptBatch
+    cots: CotBatch
+
+    def of(self, values_BT: Tensor) -> Tensor:
+        """This chunk's part of a (B, T) tensor."""
+        return values_BT[self.rows, : self.cots.ids_BT.shape[1]]
+
+
+def completion_chunks(
+    prompts: PromptBatch, cots: CotBatch, group_size: int, chunk_size: int
+) -> Iterator[CompletionChunk]:
+    """Completions in chunks, each as wide as its longest; prompts are repeated one chunk at a time.
+
+    Args:
+        prompts: the prompts, each once.
+        cots: `group_size` completions of each, prompt-major.
+        group_size: completions per prompt.
+        chunk_size: completions per chunk.
+    """
+    for start in range(0, len(cots), chunk_size):
+        rows = range(start, min(start + chunk_size, len(cots)))
+        chosen = cots.select(list(rows))
+        width = max(int(chosen.lengths_B.max()), 1)
+        trimmed = CotBatch(chosen.ids_BT[:, :width], chosen.mask_BT[:, :width], chosen.closed_B)
+        repeated = prompts.select([row // group_size for row in rows])
+        yield CompletionChunk(slice(rows.start, rows.stop), repeated, trimmed)
+
+
+@dataclass
+class RolloutRow:
+    """One completion, as `rollouts.parquet` keeps it."""
+
+    step: int
+    """Training batches done, this one included, as in metrics.jsonl."""
+    task: str
+    query_key: str
+    query_text: str
+    positive: str
+    cot: str
+    reward: float
+    reward_format: float
+    reward_rank: float
+    reward_gap: float
+    advantage: float
+    tokens: int
+    closed: bool
+
+
+def rollout_rows(step: int, pairs: Sequence[Pair], scored: ScoredRollout) -> list[RolloutRow]:
+    """The completions of the rollout's first prompts: those of `pairs`."""
+    cots, group_size = scored.rollout.cots, scored.rollout.group_size
+    rows = []
+    for i in range(len(pairs) * group_size):
+        pair = pairs[i // group_size]
+        rows.append(
+            RolloutRow(
+                step=step,
+                task=pair.source,
+                query_key=pair.query.key,
+                query_text=f"{pair.query.instruction} {pair.query.text}".strip(),
+                positive=pair.positive.text or pair.positive.key,
+                cot=scored.texts[i],
+                **{name: float(value[i]) for name, value in vars(scored.terms).items()},
+                advantage=float(scored.advantages_B[i]),
+                tokens=int(cots.lengths_B[i]),
+                closed=bool(cots.closed_B[i]),
+            )
+        )
+    return rows
+
+
+def append_rollouts(path: Path, rows: Sequence[RolloutRow]) -> None:
+    """Add one step's rows to a parquet file, in place of what an interrupted run wrote from that step on."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    step = rows[0].step
+    earlier = [row for row in pq.read_table(path).to_pylist() if row["step"] < step] if path.exists() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(pa.Table.from_pylist([*earlier, *map(asdict, rows)]), temporary)
+    temporary.replace(path)

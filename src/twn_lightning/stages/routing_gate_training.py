@@ -1,0 +1,285 @@
+"""Stage 2, routing-gate training (docs/method.md, section 5).
+
+The labels are the model's own outcomes: every query of a split unseen in stage 1 is embedded without and with a greedy
+CoT of its own, and thinking is right where it gained more than its tokens cost. Only the gate trains, on features
+computed once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from twn_lightning.backbone.encoding import encode
+from twn_lightning.data.sources import Split
+from twn_lightning.evaluation.suite import encode_outcomes
+from twn_lightning.gate import RoutingGate, calibrate_threshold, gate_labels, thinking_gain
+from twn_lightning.metrics import QualityTokenCurve, gate_scores, quality_token_curve
+from twn_lightning.objectives import gate_binary_cross_entropy
+from twn_lightning.settings import GateStageSettings
+from twn_lightning.stages.base import TWNStage
+from twn_lightning.stages.optim import Group
+from twn_lightning.strategy import gather_objects, rank, sum_over_ranks, world_size
+from twn_lightning.types import EmbeddingMode
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LabelledSplit:
+    """What thinking did for every query of a split; N rows, in the order of the pairs."""
+
+    features_NF: Tensor
+    loss_discriminative_N: Tensor
+    loss_generative_N: Tensor
+    hit_discriminative_N: Tensor
+    hit_generative_N: Tensor
+    tokens_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens_N)
+
+    def gain(self, price: float, mean_tokens: float) -> Tensor:
+        """What thinking bought less what it cost, (N,)."""
+        return thinking_gain(
+            self.loss_discriminative_N, self.loss_generative_N, self.tokens_N, price=price, mean_tokens=mean_tokens
+        )
+
+
+class ShuffledRows:
+    """Rows of one rank, a pure function of (seed, step): every pass a new order, a partial last batch left out.
+
+    Args:
+        num_rows: rows there are.
+        batch_size: over all ranks.
+        epochs: passes.
+        seed: of the orders.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, epochs: int, seed: int) -> None:
+        self.num_rows, self.batch_size, self.epochs, self.seed = num_rows, min(batch_size, num_rows), epochs, seed
+        self.steps_per_epoch = num_rows // self.batch_size
+        self.step = 0
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while self.step < len(self):
+            epoch, turn = divmod(self.step, self.steps_per_epoch)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(self.num_rows, generator=generator)
+            rows = order[turn * self.batch_size : (turn + 1) * self.batch_size]
+            self.step += 1
+            yield rows[rank() :: world_size()].tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+
+
+class RoutingGateTraining(TWNStage):
+    """Trains the routing gate on the split `gate`, stops early and calibrates on the split `calibration`."""
+
+    stage_name = "gate"
+    trained_groups = ()
+    monitor = ("val/loss", "min")
+    headline = "gate/auroc"
+    exports = "best"
+    progress_values = ("train/loss_gate", "gate/auroc", "gate/think_rate")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gate: RoutingGate = RoutingGate(2 * self.backbone.hidden_size, self.settings.gate.hidden)
+        self._labelled: dict[str, LabelledSplit] = {}
+
+    @property
+    def stage(self) -> GateStageSettings:
+        return cast(GateStageSettings, self.settings.stage)
+
+    @property
+    def total_steps(self) -> int:
+        return len(self.rows)
+
+    @property
+    def validation_interval(self) -> int:
+        return self.rows.steps_per_epoch
+
+    @property
+    def rows(self) -> ShuffledRows:
+        stage = self.stage
+        return ShuffledRows(len(self._labelled["gate"]), stage.batch_size, stage.max_epochs, self.settings.data.seed)
+
+    def optimizer_groups(self) -> list[Group]:
+        stage = self.stage
+        return [Group("gate", list(self.gate.parameters()), stage.learning_rate, stage.weight_decay, self.total_steps)]
+
+    def configure_callbacks(self) -> list[EarlyStopping]:
+        name, mode = self.monitor
+        return [EarlyStopping(name, mode=mode, patience=self.stage.patience, check_on_train_epoch_end=False)]
+
+    # --- labels ------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Record outcomes on both splits, or read them back, and standardise the gate's features."""
+        super().setup(stage)
+        self.backbone.to(self.trainer.strategy.root_device)
+        for split in cast(tuple[Split, ...], ("gate", "calibration")):
+            if split not in self._labelled:
+                self._labelled[split] = self.recorded(split)
+        self.gate.standardise_from(self._labelled["gate"].features_NF.to(self.gate.feature_mean.device))
+        self._log_labels()
+
+    def recorded(self, split: Split) -> LabelledSplit:
+        """Outcomes of a split, kept in the run folder: decoding is what this stage spends its time on."""
+        path = self.run_folder.path / "gate_labels" / f"{split}.safetensors"
+        if all(gather_objects(path.exists())):
+            return LabelledSplit(**load_file(path))
+        labelled = self.label(split)
+        if rank() == 0:
+            save(path, labelled)
+        return labelled
+
+    def label(self, split: Split) -> LabelledSplit:
+        """Embed a split without and with self-generated CoTs; ranks share the queries."""
+        pairs = self.data.pairs(split)
+        rows = list(range(rank(), len(pairs), world_size()))
+        mine = [pairs[row] for row in rows]
+        batch_size, cap = self.stage.decode_batch_size, self.settings.data.max_new_tokens
+        encoded = encode(
+            self.backbone,
+            [pair.query for pair in mine],
+            EmbeddingMode.GENERATIVE,
+            max_new_tokens=cap,
+            batch_size=batch_size,
+        )
+        outcomes = encode_outcomes(
+            self.backbone,
+            self.data.source,
+            split,
+            mine,
+            gate=None,
+            gate_settings=self.settings.gate,
+            batch_size=batch_size,
+            max_new_tokens=cap,
+            encoded=encoded,
+        )
+        share = LabelledSplit(
+            encoded.features_NF,
+            torch.tensor([o.loss_discriminative for o in outcomes]),
+            torch.tensor([o.loss_generative for o in outcomes]),
+            torch.tensor([o.hit_discriminative for o in outcomes]),
+            torch.tensor([o.hit_generative for o in outcomes]),
+            torch.tensor([o.tokens for o in outcomes]),
+        )
+        shares = gather_objects((torch.tensor(rows), share))
+        order = torch.cat([numbers for numbers, _ in shares]).argsort()
+        fields = [tensors_of(part) for _, part in shares]
+        return LabelledSplit(**{key: torch.cat([part[key] for part in fields])[order] for key in fields[0]})
+
+    def labels(self, split: str, kind: Any = "hard") -> Tensor:
+        """Think labels of a split (N,). Both splits count a CoT's cost against the training split's mean length."""
+        settings = self.settings.gate
+        mean_tokens = max(float(self._labelled["gate"].tokens_N.float().mean()), 1.0)
+        gain_N = self._labelled[split].gain(settings.price, mean_tokens)
+        return gate_labels(gain_N, kind, soft_scale=settings.soft_scale)
+
+    def _log_labels(self) -> None:
+        split = self._labelled["gate"]
+        logger.info(
+            "gate labels: %d queries, thinking is right for %.1f %%; hit@1 %.3f without and %.3f with CoT, %.1f tokens",
+            len(split),
+            100 * float(self.labels("gate").mean()),
+            float(split.hit_discriminative_N.mean()),
+            float(split.hit_generative_N.mean()),
+            float(split.tokens_N.float().mean()),
+        )
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> ShuffledRows:
+        return self.rows
+
+    def train_on(self, batch: list[int], step: int) -> dict[str, Any]:
+        """One step on cached features; the mean is over the rows of all ranks."""
+        features_BF = self._labelled["gate"].features_NF[batch].to(self.device)
+        labels_B = self.labels("gate", self.settings.gate.label)[batch].to(self.device)
+        loss = gate_binary_cross_entropy(self.gate(features_BF), labels_B)
+        total = float(sum_over_ranks(float(len(batch)), self.device))
+        self.manual_backward(loss * len(batch) * world_size() / total)
+        return {"train/loss_gate": loss.detach(), **self.apply_gradients(clip_norm=1.0)}
+
+    # --- validation --------------------------------------------------------------------------------------------------
+
+    def validate(self) -> dict[str, float]:
+        """Loss, AUROC and ECE against the hard label, and what the gate would do at its threshold."""
+        split = self._labelled["calibration"]
+        probability_N = self.probability("calibration")
+        with torch.no_grad():
+            logits_N = torch.logit(probability_N, eps=1e-6)
+            loss = gate_binary_cross_entropy(logits_N, self.labels("calibration", self.settings.gate.label))
+        scores = gate_scores(
+            probability_N.numpy(),
+            self.labels("calibration").numpy(),
+            split.hit_discriminative_N.numpy(),
+            split.hit_generative_N.numpy(),
+        )
+        think_N = probability_N > self.threshold
+        hit_N = torch.where(think_N, split.hit_generative_N, split.hit_discriminative_N)
+        return {
+            "val/loss": float(loss),
+            **{f"gate/{name}": value for name, value in scores.items()},
+            "gate/think_rate": float(think_N.float().mean()),
+            "gate/hit@1_adaptive": float(hit_N.mean()),
+            "gate/tokens_per_query": float((think_N * split.tokens_N).float().mean()),
+        }
+
+    @torch.no_grad()
+    def probability(self, split: str) -> Tensor:
+        """The gate's probabilities of thinking (N,), on the CPU."""
+        return self.gate(self._labelled[split].features_NF.to(self.gate.feature_mean.device)).sigmoid().cpu()
+
+    def curve(self) -> QualityTokenCurve:
+        """Quality and tokens at every threshold, on the calibration split."""
+        split = self._labelled["calibration"]
+        return quality_token_curve(
+            self.probability("calibration").numpy(),
+            split.hit_discriminative_N.numpy(),
+            split.hit_generative_N.numpy(),
+            split.tokens_N.numpy(),
+        )
+
+    def finish(self) -> None:
+        """Choose the threshold for the best gate, and measure the gate with it."""
+        settings = self.settings.gate
+        self.threshold = calibrate_threshold(
+            self.curve(),
+            settings.calibration,
+            threshold=settings.threshold,
+            quality_tolerance=settings.quality_tolerance,
+            token_budget=settings.token_budget,
+        )
+        self.after = {**self.validate(), "gate/threshold": self.threshold}
+
+
+def tensors_of(split: LabelledSplit) -> dict[str, Tensor]:
+    """The tensors by name, not copied."""
+    return dict(vars(split))
+
+
+def save(path: Path, split: LabelledSplit) -> None:
+    """Write a labelled split, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({key: tensor.contiguous() for key, tensor in tensors_of(split).items()}, temporary)
+    temporary.replace(path)

@@ -1,0 +1,117 @@
+"""One stage from settings to a finished run folder. Needs neither Hydra nor OmegaConf nor wandb:
+
+python -m twn_lightning.train outputs/sft/nano_sft/<time>/config.yaml seed=1
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import seed_everything
+
+from twn_lightning.backbone.loading import load_backbone
+from twn_lightning.callbacks import build_callbacks, build_loggers
+from twn_lightning.errors import CheckpointError, ConfigError
+from twn_lightning.messages import configure_logging, exit_code
+from twn_lightning.run import RunFolder, recorded, run_folder_for
+from twn_lightning.settings import Settings, TrainerSettings
+from twn_lightning.stages import build_stage, build_trainer, fit
+from twn_lightning.validation import read_settings
+
+log = logging.getLogger(__name__)
+
+
+def train(settings: Settings, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Run one stage and leave its run folder: config, metrics, checkpoints, adapters, status.
+
+    Args:
+        settings: the resolved settings.
+        overrides: what was typed, for the record.
+
+    Returns:
+        The final metrics, as in metrics.json; `headline` holds the stage's own one before and after.
+
+    Raises:
+        TWNError: something the user can put right; the run is marked FAILED.
+        KeyboardInterrupt: the run is marked INTERRUPTED and can be resumed.
+    """
+    settings, checkpoint, in_place = resumed(settings)
+    run = run_folder_for(settings)
+    if not in_place:
+        run.require_new()
+    run.create(settings, overrides, resumed_from=str(checkpoint) if checkpoint else None)
+    with recorded(run):
+        seed_everything(settings.seed, workers=True, verbose=False)
+        backbone = load_backbone(settings.model, settings.adapters, settings.interface, device_for(settings.trainer))
+        stage = build_stage(settings, backbone, run)
+        trainer = build_trainer(
+            settings, run, build_callbacks(settings, progress=sys.stdout.isatty()), build_loggers(settings, run)
+        )
+        fit(trainer, stage, checkpoint)
+        metrics = {**stage.final_metrics(), "headline": stage.summary()}
+        run.finish(metrics)
+    return metrics
+
+
+def resumed(settings: Settings) -> tuple[Settings, Path | None, bool]:
+    """What `trainer.resume` means: a run folder goes on in place, a checkpoint starts a new folder from it.
+
+    Returns:
+        The settings with their run folder; the checkpoint, None where there is nothing to load (no resume, or a run
+        interrupted before its first checkpoint, which starts again); whether an earlier run's folder is continued.
+
+    Raises:
+        CheckpointError: no such folder or file, a run of another stage, or one that is completed.
+    """
+    if settings.trainer.resume is None:
+        return settings, None, False
+    path = Path(settings.trainer.resume).expanduser()
+    if path.suffix == ".ckpt":
+        if not path.is_file():
+            raise CheckpointError(f"trainer.resume={path}: there is no such checkpoint.")
+        return settings, path, False
+    run = RunFolder(path)
+    earlier = run.settings().stage.name
+    if earlier != settings.stage.name:
+        raise CheckpointError(
+            f"trainer.resume={path} is a run of stage {earlier}, this one is stage {settings.stage.name}: continue it "
+            f"with stage={earlier}, or start this stage from its adapters with adapters.init_from={run.adapters}"
+        )
+    if run.read_status().get("status") == "COMPLETED":
+        raise CheckpointError(
+            f"trainer.resume={path} is completed: there is nothing to continue. To train on from its weights start a "
+            f"new run with adapters.init_from={run.adapters}"
+        )
+    run_dir = settings.paths.run_dir or str(path)
+    settings = replace(settings, paths=replace(settings.paths, run_dir=run_dir))
+    if not run.last_checkpoint.is_file():
+        log.warning("%s has no checkpoint yet: the run starts again from its first step", path)
+    checkpoint = run.last_checkpoint if run.last_checkpoint.is_file() else None
+    return settings, checkpoint, Path(run_dir).expanduser().resolve() == path.resolve()
+
+
+def device_for(trainer: TrainerSettings) -> torch.device:
+    """Where this process loads the backbone."""
+    if trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def main() -> None:
+    """`python -m twn_lightning.train CONFIG [key=value ...]`."""
+    configure_logging()
+    if len(sys.argv) < 2:
+        raise ConfigError("usage: python -m twn_lightning.train CONFIG [key=value ...]")
+    overrides = sys.argv[2:]
+    train(read_settings(Path(sys.argv[1]), overrides, on_this_machine=True), overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

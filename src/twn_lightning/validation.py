@@ -1,0 +1,184 @@
+"""Plain dictionaries to `Settings` and back, with every problem reported together.
+
+Two kinds of problem: a value that does not fit its field (here), and fields that do not fit each other (`rules`).
+Neither needs Hydra: this is how a resolved `config.yaml` starts a run on a machine without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from twn_lightning import rules
+from twn_lightning.errors import ConfigError, unknown_name
+from twn_lightning.settings import GateStageSettings, RLSettings, Settings, SFTSettings
+
+STAGES = {"sft": SFTSettings, "gate": GateStageSettings, "rl": RLSettings}
+
+
+def settings_from_dict(values: Mapping[str, Any], *, on_this_machine: bool = False) -> Settings:
+    """Check a nested dictionary against the settings and build them. A missing key takes its default.
+
+    Args:
+        values: sections by name, as in a resolved `config.yaml`.
+        on_this_machine: also check what the run would need here: devices and optional packages.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: listing every unknown key, every value of the wrong type or range, every contradiction.
+    """
+    reader = _Reader()
+    settings = reader.dataclass(Settings, values, "")
+    found = rules.problems(settings)
+    if on_this_machine:
+        found += rules.machine_problems(settings)
+    contradictions = [p.message for p in found if not reader.unreadable.intersection(p.keys)]
+    if reader.problems or contradictions:
+        raise ConfigError([*reader.problems, *contradictions])
+    return settings
+
+
+def settings_to_dict(settings: Settings) -> dict[str, Any]:
+    """The settings as plain values, ready for YAML; the inverse of `settings_from_dict`."""
+    return dataclasses.asdict(settings)
+
+
+def read_settings(path: Path, overrides: Sequence[str] = (), *, on_this_machine: bool = False) -> Settings:
+    """Settings from a resolved YAML file.
+
+    Args:
+        path: the file, such as a run folder's config.yaml.
+        overrides: `key=value`; values are read as YAML. Groups and grids need Hydra.
+        on_this_machine: as in `settings_from_dict`.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, is not a mapping, or does not validate.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such file. A run folder holds its own as config.yaml.") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping of sections (stage, model, ...).")
+    for override in overrides:
+        _assign(values, override)
+    return settings_from_dict(values, on_this_machine=on_this_machine)
+
+
+def _assign(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {}) if isinstance(values, dict) else {}
+    if not equals or not isinstance(values, dict):
+        raise ConfigError(f"cannot read the override {override!r}: expected key=value, with a key of the file")
+    try:
+        values[name] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read the value of the override {override!r} as YAML") from error
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested dictionary by dotted key; lists are leaves."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            leaves.update(flatten(value, f"{prefix}{key}."))
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+class _Reader:
+    """Walks values and dataclasses together. A bad value is noted and the default kept, so that the walk goes on."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.unreadable: set[str] = set()
+
+    def note(self, key: str, message: str) -> None:
+        self.problems.append(message)
+        self.unreadable.add(key)
+
+    def dataclass(self, cls: type, values: Any, key: str) -> Any:
+        if not isinstance(values, Mapping):
+            self.note(key, f"{key or 'the configuration'} must be a mapping of keys, not {values!r}")
+            return cls()
+        hints = get_type_hints(cls)
+        known = {f.name for f in dataclasses.fields(cls)}
+        built: dict[str, Any] = {}
+        for name, value in values.items():
+            path = f"{key}.{name}" if key else str(name)
+            if name not in known:
+                self.note(path, unknown_name("key", path, [f"{key}.{n}" if key else n for n in known]))
+            elif path == "stage":
+                built[name] = self.stage(value)
+            elif dataclasses.is_dataclass(hints[name]):
+                built[name] = self.dataclass(hints[name], value, path)
+            else:
+                ok, converted = _convert(hints[name], value)
+                if ok:
+                    built[name] = converted
+                else:
+                    self.note(path, f"{path} must be {_describe(hints[name])}, not {value!r}")
+        return cls(**built)
+
+    def stage(self, values: Any) -> Any:
+        name = values.get("name", "sft") if isinstance(values, Mapping) else values
+        if name not in STAGES:
+            self.note("stage", unknown_name("stage.name", str(name), STAGES))
+            return SFTSettings()
+        return self.dataclass(STAGES[name], values, "stage")
+
+
+def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
+    """Whether a value fits a type, and the value as that type."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return type(None) in get_args(hint), None
+        return next((r for r in (_convert(h, value) for h in get_args(hint)) if r[0]), (False, value))
+    if origin is Literal:
+        return value in get_args(hint), value
+    if origin is list:
+        if not isinstance(value, (list, tuple)):
+            return False, value
+        results = [_convert(get_args(hint)[0], v) for v in value]
+        return all(ok for ok, _ in results), [v for _, v in results]
+    if hint is float:
+        return _as_float(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    return isinstance(value, hint), value
+
+
+def _as_float(value: Any) -> tuple[bool, Any]:
+    """YAML 1.1 reads `1e-4` as text, so numbers as text are numbers here."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return False, value
+    try:
+        return True, float(value)
+    except ValueError:
+        return False, value
+
+
+def _describe(hint: Any) -> str:
+    """A type in words: `one of dual, shared`, `a whole number or null`."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(h) for h in get_args(hint))
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if origin is list:
+        return f"a list, each {_describe(get_args(hint)[0])}"
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    return words[hint]

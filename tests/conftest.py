@@ -1,0 +1,24 @@
+"""Shared by all tests: no network, no GUI, few threads, and an environment that no earlier test has changed."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables that this package reads start unset, and what a run sets is undone."""
+    for name in ("TWN_DEBUG", "TWN_RUN_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    torch.manual_seed(0)
