@@ -48,7 +48,7 @@ def load_trained(settings: Settings, device: str = "cpu") -> tuple[DualLoRABackb
 
 def saved_threshold(folder: Path, default: float) -> float:
     """The threshold that a gate's training calibrated, as saved beside its adapters."""
-    return float(read_config(folder).get("gate", {}).get("threshold", default))
+    return float(read_config(folder).get("gate_threshold", default))
 
 
 def evaluate(

@@ -41,6 +41,8 @@ class AdapterSettings:
     embedding: LoraSettings = field(default_factory=lambda: LoraSettings(32, 64))
     dropout: float = 0.0
     num_queries: int = 8
+    query_std: float = 0.5
+    """Of the queries' normal initialisation: .02 on real backbones; nano's contrastive plateau is far shorter at .5."""
     query_attention: Literal["causal", "bidirectional"] = "causal"
     pooling: Literal["mean", "last"] = "mean"
     init_from: str | None = None

@@ -72,7 +72,7 @@ class DualLoRABackbone(TwoPasses):
         self.merge_size: int = config.vision_config.spatial_merge_size
         self.shape = LanguageModelShape.from_config(config)
         self.digest = layout.backbone_digest(model)
-        self.queries = nn.Parameter(torch.randn(adapters.num_queries, self.hidden_size) * 0.02)
+        self.queries = nn.Parameter(torch.randn(adapters.num_queries, self.hidden_size) * adapters.query_std)
         self.adapters = AdapterSet(model, adapters)
         if interface.activation_checkpointing:
             checkpoint_layers(self.language_model.layers, self.adapters)

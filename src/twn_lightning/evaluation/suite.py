@@ -292,10 +292,7 @@ _SCHEMA = pa.schema(
         *((name, pa.int64()) for name in ("tokens", "prompt_tokens", "query_length")),
         ("margin", pa.float64()),
         ("malformed", pa.bool_()),
-        *(
-            (name, pa.string())
-            for name in ("query_text", "cot", "positive", "top1_discriminative", "top1_generative")
-        ),
+        *((name, pa.string()) for name in ("query_text", "cot", "positive", "top1_discriminative", "top1_generative")),
         ("image_png", pa.binary()),
     ]
 )

@@ -49,7 +49,8 @@ def test_every_answer_follows_from_the_scene(task: str, steps: int) -> None:
             row = "abc".index(words[-1])
             assert question.answer == str(int(scene.digits[3 * row : 3 * row + 3].sum()))
         elif task == "largest":
-            rows = range(9) if words[-1] == "grid" else range(3 * "abc".index(words[-1]), 3 * "abc".index(words[-1]) + 3)
+            top = 0 if words[-1] == "grid" else 3 * "abc".index(words[-1])
+            rows = range(9) if words[-1] == "grid" else range(top, top + 3)
             first = next(i for i in rows if scene.digits[i] == max(scene.digits[j] for j in rows))
             assert question.answer == scene.label(first)
         else:

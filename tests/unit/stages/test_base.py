@@ -63,9 +63,7 @@ def test_a_checkpoint_of_another_backbone_says_which(build: Any, tmp_path: Path)
     build(SFT).fit()
     other = build(SFT)
     other.backbone.digest = "0" * 64
-    with pytest.raises(
-        CheckpointError, match=r"trained on backbone 'tiny'.*'tiny' \(digest 000000000000\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"trained on backbone 'tiny'.*'tiny' \(digest 000000000000\)"):
         other.fit(resume=tmp_path / "run")
 
 

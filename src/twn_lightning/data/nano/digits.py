@@ -1,7 +1,7 @@
 """Handwritten digits as cell tiles, split so that no digit image appears in two splits.
 
-The bank is scikit-learn's `load_digits` (1,797 images of 8 x 8; UCI optical recognition of handwritten digits, CC BY 4.0),
-stored beside the nano backbone as `digits.npz`; `python -m twn_lightning.data.nano.digits` rebuilds it.
+The bank is scikit-learn's `load_digits` (1,797 images of 8 x 8; UCI optical recognition of handwritten digits, CC BY
+4.0), stored beside the nano backbone as `digits.npz`; `python -m twn_lightning.data.nano.digits` rebuilds it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def ink_variants() -> np.ndarray:
-    """Ink masks (VARIANTS, 1797, 16, 16) float32: the digit as written, then slightly turned, scaled and shifted copies.
+    """Ink masks (VARIANTS, 1797, 16, 16) float32: the digit as written, then turned, scaled and shifted copies.
 
     Only scenes of the train split draw the copies: about a thousand digit images are too few to learn to read from.
     """
@@ -78,7 +78,7 @@ def digit_rows(split: str) -> tuple[np.ndarray, ...]:
     chosen = []
     for digit in range(10):
         rows = rng.permutation(np.flatnonzero(labels == digit))
-        low, high = (int(round(bounds[place + k] * len(rows))) for k in (0, 1))
+        low, high = (round(float(bounds[place + k]) * len(rows)) for k in (0, 1))
         chosen.append(rows[low:high])
     return tuple(chosen)
 
@@ -111,7 +111,8 @@ def render_cells(
         uint8 tiles (N, TILE, TILE, 3).
     """
     ink = np.zeros((len(rows), TILE, TILE, 1), np.float32)
-    ink[:, 1 : 1 + DIGIT, 2 : 2 + DIGIT, 0] = load_digits()[0][rows] if variants is None else ink_variants()[variants, rows]
+    drawn = load_digits()[0][rows] if variants is None else ink_variants()[variants, rows]
+    ink[:, 1 : 1 + DIGIT, 2 : 2 + DIGIT, 0] = drawn
     ground = np.asarray(list(COLOURS.values()), np.float32)[colours][:, None, None, :]
     tiles = ground + ink * (255.0 - ground)
     if arrows is not None:

@@ -1,6 +1,6 @@
-"""Pretrain the nano backbone: captions of grids and CoTs of at most 3 steps, so that the stages have something to teach.
+"""Pretrain the nano backbone on captions and CoTs of at most 3 steps, so that the stages have something to teach.
 
-    python -m twn_lightning.data.nano.pretrain --steps 5000 --work outputs/pretrain-nano      # resumes by itself
+    python -m twn_lightning.data.nano.pretrain --steps 1100 --work outputs/pretrain-nano      # resumes by itself
     python -m twn_lightning.data.nano.pretrain --work outputs/pretrain-nano --export src/twn_lightning/assets/nano
 
 Runs on CPU or GPU with torch and transformers alone. Every batch is a function of (seed, step), so a resumed run sees
@@ -30,15 +30,19 @@ from twn_lightning.data.nano.vocabulary import build_tokenizer
 from twn_lightning.types import Item
 
 PRETRAIN_MAX_STEPS = 3
-COT_TASKS = {0: ("read", "exit", "picture"), 1: ("follow", "exit", "picture"), 3: ("follow", "exit", "picture")}
-COT_TASKS[2] = ("follow", "exit", "picture", "sum", "largest")
+COT_TASKS: dict[int, tuple[str, ...]] = {
+    0: ("read", "exit", "picture"),
+    1: ("follow", "exit", "picture"),
+    2: ("follow", "exit", "picture", "sum", "largest"),
+    3: ("follow", "exit", "picture"),
+}
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
     """One pretraining run; recorded on the card."""
 
-    steps: int = 5000
+    steps: int = 1100
     batch_size: int = 128
     picture_rows: int = 32
     learning_rate: float = 2e-3
@@ -134,24 +138,24 @@ def response_loss(
     Returns:
         mean loss per row (B,), correct tokens (B, T+1), token mask (B, T+1).
     """
-    prompts = processor([item for item, _ in rows])
+    prompts = processor([item for item, _ in rows]).to(device)
     ids = [processor.tokenizer(text)["input_ids"] + [processor.eot_id] for _, text in rows]
     width = max(map(len, ids))
     targets = torch.full((len(rows), width), -100)
     for i, row in enumerate(ids):
         targets[i, : len(row)] = torch.tensor(row)
+    targets = targets.to(device)
     mask = targets != -100
     tokens = torch.where(mask, targets, processor.pad_id)
     hidden = model.model(
-        input_ids=torch.cat([prompts.input_ids_BL, tokens], 1).to(device),
-        attention_mask=torch.cat([prompts.attention_mask_BL, mask.long()], 1).to(device),
-        mm_token_type_ids=torch.cat([prompts.mm_token_type_ids_BL, torch.zeros_like(tokens)], 1).to(device),
-        pixel_values=prompts.pixel_values.to(device),
-        image_grid_thw=prompts.image_grid_thw.to(device),
+        input_ids=torch.cat([prompts.input_ids_BL, tokens], 1),
+        attention_mask=torch.cat([prompts.attention_mask_BL, mask.long()], 1),
+        mm_token_type_ids=torch.cat([prompts.mm_token_type_ids_BL, torch.zeros_like(tokens)], 1),
+        pixel_values=prompts.pixel_values,
+        image_grid_thw=prompts.image_grid_thw,
         use_cache=False,
     ).last_hidden_state
     logits = model.lm_head(hidden[:, -width - 1 : -1])
-    targets, mask = targets.to(device), mask.to(device)
     losses = nn.functional.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
     return losses.sum(1) / mask.sum(1), (logits.argmax(-1) == targets) & mask, mask
 

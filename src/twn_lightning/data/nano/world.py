@@ -1,6 +1,6 @@
 """Scenes, questions, answers and true chains of thought.
 
-A scene is a 3 x 3 grid: every cell has a colour, a handwritten digit and an arrow. Cells are named a1 (upper left) to c3.
+A scene is a 3 x 3 grid: every cell has a colour, a handwritten digit and an arrow. Cells are named a1 to c3.
 A question needs a known number of steps; its CoT is a scene description of fixed length, then one word a step, then the
 answer, so a 0-step CoT is not much shorter than a long one.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def sample_scene(rng: np.random.Generator, split: str) -> Scene:
 def _with_path(rng: np.random.Generator, scene: Scene, path: tuple[int, ...], leave: bool) -> Scene:
     """The scene with arrows laid along a path; with `leave`, the last arrow points out of the grid."""
     arrows = scene.arrows.copy()
-    for cell, step in zip(path, path[1:], strict=False):
+    for cell, step in pairwise(path):
         arrows[cell] = _arrow_between(cell, step)
     if leave:
         arrows[path[-1]] = rng.choice([a for a in MOVES if _neighbour(path[-1], a) is None])
@@ -178,7 +179,7 @@ def _largest_question(rng: np.random.Generator, scene: Scene, steps: int) -> Que
     return Question(scene, "largest", f"largest in {where}", answer, steps, cot)
 
 
-INSTRUCTIONS = {task: FIND_CELL for task in TASKS} | {"sum": FIND_NUMBER, "picture": FIND_PICTURE}
+INSTRUCTIONS = dict.fromkeys(TASKS, FIND_CELL) | {"sum": FIND_NUMBER, "picture": FIND_PICTURE}
 
 
 def query_item(question: Question, key: str) -> Item:

@@ -16,7 +16,7 @@ from twn_lightning.data.sources import require_split
 from twn_lightning.settings import DataSettings
 from twn_lightning.types import Item, Pair
 
-STEP_SHARES = {0: 0.50, **{n: 0.30 / 3 for n in (1, 2, 3)}, **{n: 0.20 / 5 for n in (4, 5, 6, 7, 8)}}
+STEP_SHARES = {0: 0.50} | dict.fromkeys((1, 2, 3), 0.30 / 3) | dict.fromkeys((4, 5, 6, 7, 8), 0.20 / 5)
 """50 % of the pairs need no step, 30 % need 1 to 3, 20 % need 4 to 8."""
 TASK_SHARES: dict[int, dict[str, float]] = {
     0: {"read": 0.70, "picture": 0.25, "exit": 0.05},
