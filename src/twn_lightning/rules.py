@@ -135,6 +135,12 @@ def _backbone(settings: Settings) -> Iterator[Problem]:
 def _thinking(settings: Settings) -> Iterator[Problem]:
     stage, sides = settings.stage, settings.data.think_sides
     if not isinstance(stage, SFTSettings):
+        if sides != "query":
+            yield Problem(
+                ("data.think_sides",),
+                f"data.think_sides={sides} trains stage sft only: the gate, RL and evaluation think on queries so "
+                "far, set data.think_sides=query",
+            )
         return
     if sides == "query" and stage.cross_candidate_generative > 0:
         yield Problem(

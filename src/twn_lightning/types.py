@@ -99,8 +99,8 @@ class PromptBatch:
         return self.input_ids_BL.shape[0]
 
     def to(self, device: torch.device | str) -> PromptBatch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return PromptBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
 
     def select(self, rows: list[int]) -> PromptBatch:
         """The same prompts for some rows, in the order given, with just their media."""

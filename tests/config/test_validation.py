@@ -212,3 +212,8 @@ def test_config_error_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(ConfigError(["a", "b"])))
     assert error.problems == ["a", "b"]
     assert str(error) == str(ConfigError(["a", "b"]))
+
+
+def test_only_stage_1_takes_candidates_that_think() -> None:
+    with pytest.raises(ConfigError, match=r"data.think_sides=both trains stage sft only"):
+        settings_from_dict({"stage": {"name": "gate"}, "data": {"think_sides": "both"}})

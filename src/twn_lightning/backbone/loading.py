@@ -71,8 +71,12 @@ def load_backbone(
 
 
 def adapters_folder(name: str | Path) -> Path:
-    """A folder of adapters: `nano` is the packaged one, anything else a path."""
-    return NANO_ADAPTERS if str(name) == "nano" else Path(name)
+    """A folder of adapters: `nano` is the packaged one, else a path; a run folder means its `adapters` folder."""
+    if str(name) == "nano":
+        return NANO_ADAPTERS
+    path = Path(name).expanduser()
+    inner = path / "adapters"
+    return inner if inner.is_dir() and not (path / "queries.pt").exists() else path
 
 
 def choose_attention(wanted: str, device: torch.device) -> dict[str, str]:

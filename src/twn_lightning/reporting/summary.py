@@ -48,14 +48,18 @@ def validate_summary(summary: Mapping[str, Any], *, complete: bool = True) -> No
 
     Args:
         summary: the parsed summary.json.
-        complete: False admits what `twn evaluate` writes: any set of routers, and only the stages that were trained.
+        complete: False admits what `twn evaluate` writes: any backbone and set of routers, and only the stages that
+            were trained.
 
     Raises:
         DataError: the first problems found, each with its path, such as `modes.adaptive.hit@1`.
     """
     schema = summary_schema()
     if not complete:
-        partial = {name: {**schema["properties"][name], "required": []} for name in ("modes", "stages")}
+        partial = {
+            name: {**schema["properties"][name], "required": []}
+            for name in ("modes", "stages", "added_parameter_ratio")
+        }
         schema = {**schema, "properties": {**schema["properties"], **partial}}
     validator = jsonschema.Draft202012Validator(schema)
     problems = [
