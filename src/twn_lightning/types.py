@@ -99,8 +99,11 @@ class PromptBatch:
         return self.input_ids_BL.shape[0]
 
     def to(self, device: torch.device | str) -> PromptBatch:
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PromptBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+        moved: dict[str, Any] = {}
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            moved[field_.name] = value.to(device) if isinstance(value, Tensor) else value
+        return PromptBatch(**moved)
 
     def select(self, rows: list[int]) -> PromptBatch:
         """The same prompts for some rows, in the order given, with just their media."""
