@@ -152,6 +152,7 @@ class RLSettings:
     format_weight: float = 0.1
     rank_weight: float = 0.5
     gap_weight: float = 0.5
+    advantage_scale: Literal["group_std", "none"] = "group_std"
     reward_combination: Literal["sum", "product"] = "sum"
     reward_temperature: float = 0.05
     reward_reader: Literal["policy", "reference"] = "policy"

@@ -6,6 +6,7 @@ Shape letters: B completions (prompt-major, groups of G), T completion tokens, V
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,13 +39,20 @@ class GRPOOutput:
 
 
 def group_advantages(
-    rewards_B: Tensor, group_size: int, *, std_epsilon: float = 1e-4, std_floor: float = 1e-3
+    rewards_B: Tensor,
+    group_size: int,
+    *,
+    scale: Literal["group_std", "none"] = "group_std",
+    std_epsilon: float = 1e-4,
+    std_floor: float = 1e-3,
 ) -> GroupAdvantages:
-    """`(r - mean) / (std + epsilon)` within each prompt's completions.
+    """`(r - mean) / (std + epsilon)` within each prompt's completions, or `r - mean`.
 
     Args:
         rewards_B: Rewards (B,), prompt-major.
         group_size: G, completions per prompt, at least 2.
+        scale: "group_std" gives every group the same weight, also one whose completions are all wrong and differ by
+            little; "none" leaves small differences small.
         std_epsilon: Added to the standard deviation (sample standard deviation, as in TRL).
         std_floor: Groups with a smaller standard deviation get advantage 0 and are counted.
 
@@ -55,7 +63,8 @@ def group_advantages(
         ValueError: When B is not a positive multiple of G, or G < 2.
         NumericalError: When a reward is NaN or Inf; names the first.
 
-    Reference: Shao et al. 2024, DeepSeekMath (arXiv 2402.03300).
+    Reference: Shao et al. 2024, DeepSeekMath (arXiv 2402.03300); without the scale, Liu et al. 2025, Dr. GRPO
+        (arXiv 2503.20783).
     """
     if group_size < 2:
         raise ValueError(f"group_size is {group_size}, but a group needs at least 2 completions to compare.")
@@ -66,7 +75,9 @@ def group_advantages(
         raise NumericalError(f"{int(bad.sum())} rewards are NaN or Inf, first at row {int(bad.nonzero()[0, 0])}.")
     groups_PG = rewards_B.float().view(-1, group_size)
     std_P1 = groups_PG.std(1, keepdim=True)
-    advantages_PG = (groups_PG - groups_PG.mean(1, keepdim=True)) / (std_P1 + std_epsilon)
+    advantages_PG = groups_PG - groups_PG.mean(1, keepdim=True)
+    if scale == "group_std":
+        advantages_PG = advantages_PG / (std_P1 + std_epsilon)
     degenerate_P1 = std_P1 < std_floor
     return GroupAdvantages(
         advantages_PG.masked_fill(degenerate_P1, 0.0).reshape(-1),

@@ -130,7 +130,7 @@ class EmbeddingGuidedRL(TWNStage):
                 embeddings_BD = cast(Tensor, self.backbone.embed(decoded.state, ["generative"]).generative_BD)
             texts = self.backbone.processor.decode_cots(decoded.cots)
             terms = self.score(batch, decoded, embeddings_BD, texts, step)
-        groups = group_advantages(terms.reward, stage.completions_per_prompt)
+        groups = group_advantages(terms.reward, stage.completions_per_prompt, scale=stage.advantage_scale)
         rollout = Rollout(
             decoded.cots, decoded.log_probs_BT, stage.completions_per_prompt, terms.reward, groups.advantages_B
         )

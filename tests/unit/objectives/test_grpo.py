@@ -142,3 +142,11 @@ def test_token_log_probs_and_entropy() -> None:
     )  # fmt: skip
     assert output.entropy is not None
     assert output.entropy.item() == pytest.approx(2.5)
+
+
+def test_unscaled_advantages_keep_small_differences_small() -> None:
+    rewards = torch.tensor([-0.18, -0.05, 0.79, -0.31])  # a group of two wrong answers, one of right and wrong
+    plain = group_advantages(rewards, 2, scale="none").advantages_B
+    torch.testing.assert_close(plain, torch.tensor([-0.065, 0.065, 0.55, -0.55]))
+    scaled = group_advantages(rewards, 2).advantages_B
+    assert abs(float(scaled[1] / scaled[2])) > 0.99  # the group's deviation hides that one difference is 8 times larger
