@@ -58,7 +58,7 @@ def load_backbone(
     else:
         origin = _origin(model)
         transformer = _load_weights(model, origin, attention, device)
-        processor = _load_processor(model, origin)
+        processor = load_processor(model)
     if attention["vision_config"] == "sdpa":
         pack_vision_attention(transformer.model.visual)
     project_patches_linearly(transformer.model.visual)
@@ -131,7 +131,15 @@ def _load_weights(model: ModelSettings, origin: str, attention: dict[str, str], 
         raise _unavailable(model, origin, error) from error
 
 
-def _load_processor(model: ModelSettings, origin: str) -> PromptProcessor:
+def load_processor(model: ModelSettings) -> PromptProcessor:
+    """A backbone's processor alone: what it takes to render prompts, without weights.
+
+    Raises:
+        ConfigError: an unknown name, or a tokenizer that cannot be had.
+    """
+    if model.name == "tiny":
+        return build_tiny(max_frames=model.max_frames)[1]
+    origin = _origin(model)
     try:
         return PromptProcessor.from_folder(
             origin,

@@ -13,13 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from twn_lightning import config
-from twn_lightning.backbone.loading import HUB_IDS, NANO_FOLDER
+from twn_lightning.backbone.loading import load_processor
 from twn_lightning.backbone.processor import PromptProcessor
-from twn_lightning.backbone.tiny import build_tiny
 from twn_lightning.commands import parser
 from twn_lightning.data.sources import SPLITS, PairSource, get_source, require_split
-from twn_lightning.errors import ConfigError, DataError, unknown_name
-from twn_lightning.settings import ModelSettings
+from twn_lightning.errors import DataError
 from twn_lightning.types import Item, Media, Pair
 
 HISTOGRAM_BINS = 12
@@ -47,7 +45,7 @@ def main(arguments: list[str]) -> None:
     pairs = list(source.pairs(chosen.split, chosen.count))
     if not pairs:
         raise DataError(f"source '{source.name}', split '{chosen.split}': no pairs to show; --count was {chosen.count}")
-    processor = _processor(settings.model)
+    processor = load_processor(settings.model)
 
     console = Console()
     console.print(f"source {source.name}, split {chosen.split}, {len(pairs)} pairs, tokens of {chosen.model}")
@@ -56,25 +54,6 @@ def main(arguments: list[str]) -> None:
         console.print(_histogram(name, lengths), highlight=False)
     for pair in pairs[: chosen.rows]:
         console.print(_row(processor, pair))
-
-
-def _processor(model: ModelSettings) -> PromptProcessor:
-    if model.name == "tiny":
-        return build_tiny(max_frames=model.max_frames)[1]
-    folders = {"nano": str(NANO_FOLDER), **HUB_IDS}
-    if model.name not in folders:
-        raise ConfigError(unknown_name("backbone", model.name, ["tiny", *folders]))
-    origin = model.path or folders[model.name]
-    try:
-        return PromptProcessor.from_folder(
-            origin,
-            None if Path(origin).is_dir() else model.revision,
-            min_pixels=model.min_pixels,
-            max_pixels=model.max_pixels,
-            max_frames=model.max_frames,
-        )
-    except OSError as error:
-        raise ConfigError(f"no tokenizer for {model.name} from {origin}: {str(error).splitlines()[0]}") from error
 
 
 def _tasks(source: PairSource, split: str, pairs: Sequence[Pair]) -> Table:

@@ -6,7 +6,6 @@ Shape letters: N queries of the suite, D embedding width.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.backbone.encoding import Encoded, encode
-from twn_lightning.backbone.media import load_image
 from twn_lightning.data.sources import PairSource, Split
 from twn_lightning.errors import DataError
+from twn_lightning.evaluation.decisions import decision_table
 from twn_lightning.evaluation.outcomes import QueryOutcome, task_outcomes
 from twn_lightning.gate.labels import thinking_gain
 from twn_lightning.gate.routers import Outcomes, RouterScore, evaluate_router
@@ -30,12 +28,10 @@ from twn_lightning.gate.routing_gate import RoutingGate
 from twn_lightning.metrics import bootstrap_mean, gate_scores
 from twn_lightning.run import RunFolder, write_json, write_text
 from twn_lightning.settings import EvaluationSettings, GateSettings
-from twn_lightning.types import EmbeddingMode, Item, Pair, Side
+from twn_lightning.types import EmbeddingMode, Item, Pair
 
 GATED_ROUTERS = ("adaptive", "random", "random_equal_tokens", "margin", "query_length")
 """Routers that need a gate: they are it, or spend what it spends."""
-MAX_THUMBNAILS = 96
-THUMBNAIL_PIXELS = 320
 
 Progress = Callable[[int], None]
 
@@ -54,36 +50,7 @@ class Evaluation:
 
     def decisions(self) -> pa.Table:
         """One row per query: the content of gate_decisions.parquet."""
-        shown = _shown(self.outcomes, self.think_N)
-        return pa.Table.from_pylist([self._row(i, i in shown) for i in range(len(self.outcomes))], schema=_SCHEMA)
-
-    def _row(self, i: int, with_image: bool) -> dict[str, Any]:
-        o = self.outcomes[i]
-        query = o.pair.query
-        return {
-            "query_key": query.key,
-            "task": o.pair.source,
-            "side": Side.QUERY.value,
-            "steps": o.pair.steps,
-            "probability": o.probability,
-            "think": bool(self.think_N[i]),
-            "hit_discriminative": o.hit_discriminative,
-            "hit_generative": o.hit_generative,
-            "loss_discriminative": o.loss_discriminative,
-            "loss_generative": o.loss_generative,
-            "gain": float(self.gain_N[i]),
-            "tokens": o.tokens,
-            "prompt_tokens": o.prompt_tokens,
-            "query_length": len(query.text),
-            "margin": o.margin,
-            "malformed": o.malformed,
-            "query_text": f"{query.instruction} {query.text}".strip(),
-            "cot": o.cot,
-            "positive": _name(o.pair.positive),
-            "top1_discriminative": _name(o.top1_discriminative),
-            "top1_generative": _name(o.top1_generative),
-            "image_png": _thumbnail(query) if with_image else None,
-        }
+        return decision_table(self.outcomes, self.gain_N, self.think_N)
 
     def write(self, run: RunFolder, run_key: str) -> None:
         """Write gate_decisions.parquet, and scores.json and predictions.jsonl of every task."""
@@ -279,29 +246,6 @@ def run_key_of(mode: str, threshold: float, protocol: dict[str, Any]) -> str:
     return f"gate{threshold:.3f}-q_{mode}-c_discriminative-{digest}"
 
 
-_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("query_key", "task", "side")),
-        ("steps", pa.int64()),
-        ("probability", pa.float64()),
-        ("think", pa.bool_()),
-        *(
-            (name, pa.float64())
-            for name in ("hit_discriminative", "hit_generative", "loss_discriminative", "loss_generative", "gain")
-        ),
-        *((name, pa.int64()) for name in ("tokens", "prompt_tokens", "query_length")),
-        ("margin", pa.float64()),
-        ("malformed", pa.bool_()),
-        *((name, pa.string()) for name in ("query_text", "cot", "positive", "top1_discriminative", "top1_generative")),
-        ("image_png", pa.binary()),
-    ]
-)
-
-
-def _name(item: Item) -> str:
-    return item.text or item.key
-
-
 def _prediction(outcome: QueryOutcome, think: bool) -> dict[str, Any]:
     return {
         "query": outcome.pair.query.key,
@@ -312,31 +256,3 @@ def _prediction(outcome: QueryOutcome, think: bool) -> dict[str, Any]:
         "top1_discriminative": outcome.top1_discriminative.key,
         "top1_generative": outcome.top1_generative.key,
     }
-
-
-def _shown(outcomes: Sequence[QueryOutcome], think_N: np.ndarray) -> set[int]:
-    """Queries whose image is kept: every kind of decision and every number of steps has its turn."""
-    by_kind: dict[tuple[Any, ...], list[int]] = {}
-    for i, o in enumerate(outcomes):
-        kind = (bool(think_N[i]), o.hit_discriminative, o.hit_generative, o.pair.steps)
-        by_kind.setdefault(kind, []).append(i)
-    shown: set[int] = set()
-    turn = 0
-    while len(shown) < min(MAX_THUMBNAILS, len(outcomes)):
-        for rows in by_kind.values():
-            if turn < len(rows) and len(shown) < MAX_THUMBNAILS:
-                shown.add(rows[turn])
-        turn += 1
-    return shown
-
-
-def _thumbnail(item: Item) -> bytes | None:
-    """The query's first image as PNG, at most THUMBNAIL_PIXELS a side."""
-    image = next((m for m in item.media if m.kind == "image"), None)
-    if image is None:
-        return None
-    picture = Image.fromarray(load_image(image, item.key))
-    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()

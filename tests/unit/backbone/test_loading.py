@@ -29,7 +29,7 @@ def test_a_saved_folder_loads_by_path_as_real_backbones_do(tmp_path, caplog, mix
     model, processor = build_tiny()
     model.save_pretrained(tmp_path)
     processor.save(tmp_path)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="twn_lightning"):
         loaded = _load(name="qwen3vl_2b", path=str(tmp_path))
     assert "language attention sdpa, vision attention packed" in caplog.text
     assert "LoRA on 14 language and 0 vision linears" in caplog.text

@@ -6,19 +6,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from twn_lightning.backbone.processor import PROMPT_SUFFIX
-from twn_lightning.backbone.tiny import CHAT_TEMPLATE
+from twn_lightning.backbone.tiny import CHAT_TEMPLATE, SPECIAL
 from twn_lightning.data.nano import world
 from twn_lightning.data.nano.digits import ARROWS, COLOURS
 
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 PHRASES = (
     *world.INSTRUCTIONS.values(),
