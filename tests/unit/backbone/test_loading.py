@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from twn_lightning.backbone import loading
 from twn_lightning.backbone.loading import choose_attention, load_backbone
 from twn_lightning.backbone.tiny import build_tiny
 from twn_lightning.errors import ConfigError
@@ -24,12 +25,15 @@ def test_tiny_is_the_same_every_time_and_leaves_the_random_state_alone():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_a_saved_folder_loads_by_path_as_real_backbones_do(tmp_path, caplog, mixed_items):
+def test_a_saved_folder_loads_by_path_as_real_backbones_do(tmp_path, caplog, monkeypatch, mixed_items):
+    # A logging configuration loaded by another test (a child's, Hydra's) may have switched this logger off.
+    monkeypatch.setattr(loading.log, "disabled", False)
+    monkeypatch.setattr(loading.log, "handlers", [caplog.handler])
     tiny = _load(name="tiny")
     model, processor = build_tiny()
     model.save_pretrained(tmp_path)
     processor.save(tmp_path)
-    with caplog.at_level(logging.INFO, logger="twn_lightning"):
+    with caplog.at_level(logging.INFO, logger=loading.log.name):
         loaded = _load(name="qwen3vl_2b", path=str(tmp_path))
     assert "language attention sdpa, vision attention packed" in caplog.text
     assert "LoRA on 14 language and 0 vision linears" in caplog.text
