@@ -170,3 +170,29 @@ def test_embedding_depends_on_the_image_in_train_mode_with_checkpointing(build, 
     prompts.pixel_values = prompts.pixel_values.flip(0)
     other = backbone.embed(backbone.reason(prompts), ["discriminative"]).discriminative_BD
     assert (seen - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("prefix", ["reasoning", "none", "embedding"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_completions_that_share_a_prompt_read_what_they_would_read_alone(build, batch, prefix, checkpointing):
+    prompts, cots = batch
+    backbone = build(prefix=prefix, checkpointing=checkpointing).train()
+    backbone.train_only("reasoning")
+    pairs = [row for row in range(len(prompts)) for _ in range(2)]
+    cots = cots.select([*pairs[1:], pairs[0]])  # every prompt with two different CoTs
+    found = []
+    for shared in (True, False):
+        if shared:
+            state = backbone.reason(prompts, cots, want_logits=True, completions=2)
+        else:
+            state = backbone.reason(prompts.select(pairs), cots, want_logits=True)
+        valid = torch.cat([torch.ones_like(cots.mask_BT[:, :1]), cots.mask_BT], dim=1).bool()
+        log_probs = state.cot_logits_BTV.log_softmax(-1)[valid]
+        (log_probs[:, 7].sum() + log_probs[:, 11].square().sum()).backward()
+        gradients = [p.grad.clone() for p in backbone.group_parameters("reasoning")]
+        backbone.zero_grad()
+        with torch.no_grad():
+            embedded = backbone.embed(state)
+        found.append((log_probs.detach(), embedded.discriminative_BD, embedded.generative_BD, gradients))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)

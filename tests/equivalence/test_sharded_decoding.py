@@ -1,4 +1,4 @@
-"""Two FSDP2 ranks whose CoTs end at different steps: both must finish, with what one process decodes."""
+"""Two FSDP2 ranks whose CoTs end at different steps, or of which only one thinks: both finish, as one process does."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from twn_lightning.backbone import decoding
+from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.encoding import encode
 from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.settings import AdapterSettings, InterfaceSettings, ModelSettings
 from twn_lightning.types import Item
 
 
-def _decode(row: int, shard: bool) -> torch.Tensor:
+def _backbone(shard: bool) -> DualLoRABackbone:
     torch.manual_seed(0)
     backbone = load_backbone(ModelSettings(name="tiny"), AdapterSettings(), InterfaceSettings()).eval()
     if shard:
@@ -26,6 +28,11 @@ def _decode(row: int, shard: bool) -> torch.Tensor:
         for layer in backbone.language_model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(backbone, mesh=mesh)
+    return backbone
+
+
+def _decode(row: int, shard: bool) -> torch.Tensor:
+    backbone = _backbone(shard)
     decoding._choose = _end_after(2 if row else 6, decoding._choose, backbone.processor.eot_id)
     with torch.no_grad():
         state = backbone.reason(backbone.processor([Item("a", "Find", "x" * (row + 1))]))
@@ -45,12 +52,20 @@ def _end_after(tokens, choose, eot_id):
     return chosen
 
 
+def _encode_adaptively(row: int, shard: bool) -> torch.Tensor:
+    """Only the items of row 0 think."""
+    items = [Item(f"{row}{i}", "Find", "x" * (i + 1)) for i in range(2)]
+    gate = lambda features: torch.full((len(features),), -9.0 if row else 9.0)  # noqa: E731
+    return encode(_backbone(shard), items, "adaptive", gate=gate, max_new_tokens=4).embedding_ND
+
+
 def _rank(rank: int, folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
-    torch.save(_decode(rank, shard=True), Path(folder, f"{rank}.pt"))
+    adaptive = _encode_adaptively(rank, shard=True)
+    torch.save({"decoded": _decode(rank, shard=True), "adaptive": adaptive}, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -58,6 +73,7 @@ def test_ranks_step_in_lockstep(tmp_path, monkeypatch):
     mp.spawn(_rank, (str(tmp_path),), nprocs=2)
     choose = decoding._choose
     for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
         monkeypatch.setattr(decoding, "_choose", choose)
-        expected = _decode(rank, shard=False)
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found["adaptive"], _encode_adaptively(rank, shard=False), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found["decoded"], _decode(rank, shard=False), atol=1e-5, rtol=1e-4)

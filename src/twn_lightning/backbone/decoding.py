@@ -148,11 +148,7 @@ class _Run:
 
     def any_rank_running(self) -> bool:
         """Whether a row is left. Sharded ranks gather weights together at each step, so all go on until all end."""
-        running = self.running_A.any()
-        if isinstance(self.backbone, FSDPModule) and dist.is_initialized():
-            running = running.long()
-            dist.all_reduce(running, dist.ReduceOp.MAX)
-        return bool(running)
+        return any_sharded_rank(self.backbone, self.running_A.any())
 
     def drop_finished(self, hidden_AD: Tensor) -> Tensor:
         """Park the caches of rows that are done, once there are enough of them to be worth the copy.
@@ -194,6 +190,14 @@ class _Run:
             cots=cots,
         )
         return Decoded(cots, self.log_probs_BT[:, :width].contiguous(), state)
+
+
+def any_sharded_rank(backbone: DualLoRABackbone, flag: Tensor) -> bool:
+    """Whether a flag is set here or, under sharding, on any rank: what one runs, all must run."""
+    if isinstance(backbone, FSDPModule) and dist.is_initialized():
+        flag = flag.long()
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
 
 
 class GrowingCache(CacheView):

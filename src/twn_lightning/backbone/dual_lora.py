@@ -96,18 +96,28 @@ class DualLoRABackbone(TwoPasses):
             raise ConfigError(unknown_name("operation", operation, operations))
         return operations[operation](**arguments)
 
-    def reason(self, prompts: PromptBatch, cots: CotBatch | None = None, *, want_logits: bool = False) -> ReasonerState:
+    def reason(
+        self,
+        prompts: PromptBatch,
+        cots: CotBatch | None = None,
+        *,
+        want_logits: bool = False,
+        completions: int = 1,
+    ) -> ReasonerState:
         """Pass R: read prompts, and CoTs where given, under the reasoning adapter.
 
         Args:
             prompts: left-padded prompts with their pixels.
-            cots: teacher-forced or generated CoTs, right-padded, one per prompt.
+            cots: teacher-forced or generated CoTs, right-padded, `completions` per prompt, prompt-major.
             want_logits: also predict the next tokens, `cot_logits_BTV`.
+            completions: CoTs of each prompt; the prompt is read once for all of them.
 
         Returns:
-            The state that pass E and the decoder read. Carries a graph where grad is enabled.
+            The state that pass E and the decoder read, one row per CoT. Carries a graph where grad is enabled.
         """
-        found = self("reason", prompts=prompts, cots=cots, want_logits=want_logits)
+        found = self("reason", prompts=prompts, cots=cots, want_logits=want_logits, completions=completions)
+        if completions > 1:
+            prompts = prompts.select([row for row in range(len(prompts)) for _ in range(completions)])
         return ReasonerState(
             layers=found["layers"],
             prompt_mask_BL=prompts.attention_mask_BL,

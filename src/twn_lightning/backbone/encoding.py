@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from twn_lightning.backbone.decoding import decode_cots
+from twn_lightning.backbone.decoding import Decoded, any_sharded_rank, decode_cots
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.backbone.interface import ReasonerState
 from twn_lightning.errors import ConfigError
@@ -140,6 +140,9 @@ def _encode_batch(
         features_NF=features.cpu(),
     )
     rows = think.nonzero()[:, 0].tolist()
+    if any_sharded_rank(backbone, think.any()) and not rows:
+        # Another rank thinks, and weights are gathered together: this one decodes a row that nobody reads.
+        _generate(backbone, state.select([0]), max_new_tokens)
     if rows:
         _think(backbone, state if len(rows) == len(items) else state.select(rows), rows, encoded, max_new_tokens)
     return encoded
@@ -163,8 +166,7 @@ def _think(
     backbone: DualLoRABackbone, state: ReasonerState, rows: list[int], encoded: Encoded, max_new_tokens: int
 ) -> None:
     """Decode CoTs for some rows and write their generative embeddings into `encoded`."""
-    decoded = decode_cots(backbone, state, max_new_tokens=max_new_tokens)
-    e_g = _wanted(backbone.embed(decoded.state, ["generative"]).generative_BD).cpu()
+    decoded, e_g = _generate(backbone, state, max_new_tokens)
     closed = decoded.cots.closed_B.cpu()
     index = torch.tensor(rows)
     generative = _wanted(encoded.generative_ND)
@@ -174,6 +176,12 @@ def _think(
     encoded.malformed_N[index] = ~closed
     for row, text in zip(rows, backbone.processor.decode_cots(decoded.cots), strict=True):
         encoded.cot_texts[row] = text
+
+
+def _generate(backbone: DualLoRABackbone, state: ReasonerState, max_new_tokens: int) -> tuple[Decoded, Tensor]:
+    """CoTs of all rows of a state, and the embeddings (B, D) that read them."""
+    decoded = decode_cots(backbone, state, max_new_tokens=max_new_tokens)
+    return decoded, _wanted(backbone.embed(decoded.state, ["generative"]).generative_BD).cpu()
 
 
 def _joined(parts: list[Encoded]) -> Encoded:

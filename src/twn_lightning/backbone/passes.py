@@ -113,16 +113,21 @@ class TwoPasses(nn.Module):
         positions = (prompt_end_B[:, None] + steps).expand(3, -1, -1)
         return TokenInputs(embeds, cots.mask_BT.bool(), positions, prompt_end_B + cots.lengths_B)
 
-    def _reason(self, prompts: PromptBatch, cots: CotBatch | None, want_logits: bool) -> dict[str, Any]:
-        """Pass R: the cache, the prompt's last hidden state, and the logits from there on."""
+    def _reason(
+        self, prompts: PromptBatch, cots: CotBatch | None, want_logits: bool, completions: int = 1
+    ) -> dict[str, Any]:
+        """Pass R: the cache, the prompt's last hidden state, and the logits from there on; one row per CoT."""
         prompt = self._prompt_inputs(prompts)
-        cot = None if cots is None else self._cot_inputs(cots, prompt.end_B)
-        reads = self._read_together if self.settings.prefix == "reasoning" else self._read_apart
-        layers, last_BD, next_BTD = reads(prompt, cot)
+        end_B = prompt.end_B.repeat_interleave(completions)
+        cot = None if cots is None else self._cot_inputs(cots, end_B)
+        if self.settings.prefix == "reasoning" and completions == 1:
+            layers, last_BD, next_BTD = self._read_together(prompt, cot)
+        else:
+            layers, last_BD, next_BTD = self._read_apart(prompt, cot, completions)
         found = {
             "layers": layers,
-            "prompt_end": prompt.end_B,
-            "readable_end": prompt.end_B if cot is None else cot.end_B,
+            "prompt_end": end_B,
+            "readable_end": end_B if cot is None else cot.end_B,
             "last_hidden": last_BD,
         }
         if want_logits:
@@ -143,27 +148,36 @@ class TwoPasses(nn.Module):
             hidden = self._language(whole.embeds_BLD, mask, whole.positions_3BL, cache, whole.visual)
         return cache.new_layers(), hidden[:, length - 1], hidden[:, length - 1 :]
 
-    def _read_apart(self, prompt: TokenInputs, cot: TokenInputs | None) -> tuple[KeyValues, Tensor, Tensor]:
-        """Prefix adapter `none` or `embedding`: the reasoner reads the CoT over a prefix that is not its own.
+    def _read_apart(
+        self, prompt: TokenInputs, cot: TokenInputs | None, completions: int
+    ) -> tuple[KeyValues, Tensor, Tensor]:
+        """The prompt first, then the CoTs over its cache: several CoTs share one reading of their prompt.
 
-        It reads a detached prefix and predicts the first CoT token from a detached hidden state, so the CoT loss
-        cannot reach phi_E; the prefix cache it hands on keeps phi_E's graph, for the contrastive loss.
+        A prefix adapter `none` or `embedding` is not the reasoner: it reads a detached prefix and predicts the first
+        CoT token from a detached hidden state, so the CoT loss cannot reach phi_E; the prefix cache it hands on keeps
+        phi_E's graph, for the contrastive loss.
 
         Returns:
-            As `_read_together`.
+            As `_read_together`, prompt-major.
         """
+        own = self.settings.prefix == "reasoning"
         cache = CacheView()
-        with self.adapters.pin(EMBEDDING if self.settings.prefix == "embedding" else None):
+        with self.adapters.pin(self._reasoner if own else EMBEDDING if self.settings.prefix == "embedding" else None):
             mask = causal_mask(prompt.mask_BL, prompt.mask_BL.shape[1])
             last_BD = self._language(prompt.embeds_BLD, mask, prompt.positions_3BL, cache, prompt.visual)[:, -1]
         prefix = cache.new_layers()
-        first_B1D = last_BD.detach()[:, None]
+        if completions > 1:
+            prefix = [(k.repeat_interleave(completions, 0), v.repeat_interleave(completions, 0)) for k, v in prefix]
+            last_BD = last_BD.repeat_interleave(completions, 0)
+        first_B1D = (last_BD if own else last_BD.detach())[:, None]
         if cot is None or not cot.mask_BL.shape[1]:
             return prefix, last_BD, first_B1D
-        mask = causal_mask(torch.cat([prompt.mask_BL, cot.mask_BL], dim=1), cot.mask_BL.shape[1])
-        grown = CacheView([(k.detach(), v.detach()) for k, v in prefix])
+        readable = torch.cat([prompt.mask_BL.repeat_interleave(completions, 0), cot.mask_BL], dim=1)
+        grown = CacheView(prefix if own else [(k.detach(), v.detach()) for k, v in prefix])
         with self.adapters.pin(self._reasoner):
-            hidden = self._language(cot.embeds_BLD, mask, cot.positions_3BL, grown)
+            hidden = self._language(
+                cot.embeds_BLD, causal_mask(readable, cot.mask_BL.shape[1]), cot.positions_3BL, grown
+            )
         layers = [
             (torch.cat([k, new_k], dim=2), torch.cat([v, new_v], dim=2))
             for (k, v), (new_k, new_v) in zip(prefix, grown.new_layers(), strict=True)

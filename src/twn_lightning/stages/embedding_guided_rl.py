@@ -20,6 +20,7 @@ from torch import Tensor
 from twn_lightning.backbone.adapters import REFERENCE
 from twn_lightning.backbone.decoding import Decoded, decode_cots
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.interface import ReasonerState
 from twn_lightning.data.datamodule import TWNDataModule
 from twn_lightning.errors import NumericalError
 from twn_lightning.gate import RoutingGate
@@ -147,11 +148,16 @@ class EmbeddingGuidedRL(TWNStage):
         embeddings = []
         with self.backbone.pin(REFERENCE):
             for chunk in self.chunks(batch, cots):
-                state = self.backbone.reason(chunk.prompts, chunk.cots, want_logits=True)
+                state = self.read(chunk)
                 chunk.of(log_probs_BT).copy_(self.log_probs(cast(Tensor, state.cot_logits_BTV), chunk.cots))
                 if self.stage.reward_reader == "reference":
                     embeddings.append(cast(Tensor, self.backbone.embed(state, ["generative"]).generative_BD))
         return log_probs_BT, torch.cat(embeddings) if embeddings else None
+
+    def read(self, chunk: CompletionChunk) -> ReasonerState:
+        """Pass R over a chunk: every prompt once, every completion after it."""
+        completions = self.stage.completions_per_prompt
+        return self.backbone.reason(chunk.prompts, chunk.cots, want_logits=True, completions=completions)
 
     def reader(self) -> AbstractContextManager[None]:
         """Whose caches the targets' embeddings are read from."""
@@ -194,7 +200,7 @@ class EmbeddingGuidedRL(TWNStage):
         stage = self.stage
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for chunk in self.chunks(batch, scored.rollout.cots):
-            state = self.backbone.reason(chunk.prompts, chunk.cots, want_logits=True)
+            state = self.read(chunk)
             output = grpo_loss(
                 self.log_probs(cast(Tensor, state.cot_logits_BTV), chunk.cots),
                 chunk.of(scored.rollout.log_probs_BT),

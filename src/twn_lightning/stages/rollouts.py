@@ -50,9 +50,10 @@ class ScoredRollout:
 
 @dataclass
 class CompletionChunk:
-    """Completions that one forward pass holds, with their prompts repeated."""
+    """Prompts with all their completions, as many as one forward pass holds."""
 
     rows: slice
+    """Which completions of the rollout."""
     prompts: PromptBatch
     cots: CotBatch
 
@@ -64,21 +65,22 @@ class CompletionChunk:
 def completion_chunks(
     prompts: PromptBatch, cots: CotBatch, group_size: int, chunk_size: int
 ) -> Iterator[CompletionChunk]:
-    """Completions in chunks, each as wide as its longest; prompts are repeated one chunk at a time.
+    """Completions in chunks, each as wide as its longest.
 
     Args:
         prompts: the prompts, each once.
         cots: `group_size` completions of each, prompt-major.
-        group_size: completions per prompt.
-        chunk_size: completions per chunk.
+        group_size: completions per prompt; they stay together, since they share one reading of the prompt.
+        chunk_size: most completions per chunk, but at least one prompt's.
     """
-    for start in range(0, len(cots), chunk_size):
-        rows = range(start, min(start + chunk_size, len(cots)))
+    together = max(1, chunk_size // group_size)
+    for start in range(0, len(prompts), together):
+        chosen_prompts = range(start, min(start + together, len(prompts)))
+        rows = range(chosen_prompts.start * group_size, chosen_prompts.stop * group_size)
         chosen = cots.select(list(rows))
         width = max(int(chosen.lengths_B.max()), 1)
         trimmed = CotBatch(chosen.ids_BT[:, :width], chosen.mask_BT[:, :width], chosen.closed_B)
-        repeated = prompts.select([row // group_size for row in rows])
-        yield CompletionChunk(slice(rows.start, rows.stop), repeated, trimmed)
+        yield CompletionChunk(slice(rows.start, rows.stop), prompts.select(list(chosen_prompts)), trimmed)
 
 
 @dataclass

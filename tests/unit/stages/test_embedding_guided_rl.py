@@ -78,7 +78,7 @@ def test_forward_passes_of_policy_and_reference_agree_with_the_decoder(tmp_path:
     mask_BT = cots.mask_BT.bool()
     torch.testing.assert_close(scored.reference_log_probs_BT[mask_BT], sampled_BT[mask_BT], atol=1e-5, rtol=1e-5)
     for chunk in stage.chunks(batch, cots):
-        state = stage.backbone.reason(chunk.prompts, chunk.cots, want_logits=True)
+        state = stage.read(chunk)
         assert state.cot_logits_BTV is not None
         mask = chunk.cots.mask_BT.bool()
         policy_BT = stage.log_probs(state.cot_logits_BTV, chunk.cots)
