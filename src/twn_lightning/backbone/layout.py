@@ -34,6 +34,17 @@ GATE_WRAPPERS = ("state_dict", "model_state_dict", "gate")
 """Keys under which a gate_mlp.pt may hold its state dictionary, if it is not one itself."""
 
 
+_TEXT_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+_VISION_SIZES = ("depth", "hidden_size", "intermediate_size", "num_heads", "patch_size")
+
+
 def backbone_digest(model: nn.Module) -> str:
     """SHA-256 over the sizes and a sample of the weights, equal for float32, bfloat16 and 4-bit loads of one model.
 
@@ -41,12 +52,9 @@ def backbone_digest(model: nn.Module) -> str:
     """
     config: Any = model.config
     digest = hashlib.sha256()
-    for part in (config.text_config, config.vision_config):
-        sizes = {k: getattr(part, k, None) for k in ("vocab_size", "hidden_size", "intermediate_size", "depth")}
-        sizes |= {
-            k: getattr(part, k, None) for k in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-        }
-        digest.update(json.dumps(sizes, sort_keys=True).encode())
+    # Named one by one: what else a config knows of itself differs between releases of transformers.
+    for part, names in ((config.text_config, _TEXT_SIZES), (config.vision_config, _VISION_SIZES)):
+        digest.update(json.dumps({name: getattr(part, name) for name in names}).encode())
     for name, parameter in sorted(model.named_parameters()):
         if "lora_" in name or not any(part in name for part in ("embed_tokens", "norm", "patch_embed")):
             continue

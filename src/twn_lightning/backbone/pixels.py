@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor
+from transformers.image_processing_base import ImageProcessingMixin
 
 from twn_lightning.backbone.media import load_image
-from twn_lightning.errors import DataError
+from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.types import Media
 
 MAX_ASPECT_RATIO = 200
@@ -48,17 +48,24 @@ class PatchSettings:
         cls, folder: str | Path, revision: str | None, *, min_pixels: int | None, max_pixels: int | None
     ) -> PatchSettings:
         """Read the settings of a Hugging Face id or local folder; given pixel bounds replace the stored ones."""
-        config = AutoImageProcessor.from_pretrained(folder, revision=revision, trust_remote_code=False)
-        size = dict(config.size)
-        return cls(
-            patch_size=config.patch_size,
-            merge_size=config.merge_size,
-            temporal_patch_size=config.temporal_patch_size,
-            min_pixels=min_pixels or size["shortest_edge"],
-            max_pixels=max_pixels or size["longest_edge"],
-            image_mean=tuple(config.image_mean),
-            image_std=tuple(config.image_std),
-        )
+        # The dictionary, not the processor: some releases of transformers cannot make one without torchvision.
+        config, _ = ImageProcessingMixin.get_image_processor_dict(folder, revision=revision)
+        size = config.get("size", {})
+        try:
+            return cls(
+                patch_size=config["patch_size"],
+                merge_size=config["merge_size"],
+                temporal_patch_size=config["temporal_patch_size"],
+                min_pixels=min_pixels or size.get("shortest_edge") or config["min_pixels"],
+                max_pixels=max_pixels or size.get("longest_edge") or config["max_pixels"],
+                image_mean=tuple(config["image_mean"]),
+                image_std=tuple(config["image_std"]),
+            )
+        except KeyError as error:
+            raise ConfigError(
+                f"the image processor of {folder} has no {error}; it has {', '.join(sorted(config))}. "
+                "Is it a Qwen-VL model?"
+            ) from error
 
     def save(self, folder: str | Path) -> None:
         """Write `preprocessor_config.json`."""

@@ -23,19 +23,27 @@ COMBINATIONS = [
 
 
 def cells_of(cot: str) -> dict[str, str]:
-    """The scene description of an arrow CoT: cell name -> arrow."""
-    return dict(zip(world.CELLS, cot.split()[1:10], strict=True))
+    """The scene description of a CoT, three rows behind their letters: cell name -> arrow or digit."""
+    words = cot.split()[1:13]
+    assert words[0::4] == ["a", "b", "c"]
+    return dict(zip(world.CELLS, [word for i, word in enumerate(words) if i % 4], strict=True))
 
 
-def walk(arrows: dict[str, str], start: str, steps: int | None) -> tuple[str, int]:
-    """Follow arrows for `steps` moves, or until one leaves the grid; the cell reached and the moves made."""
-    row, column, moves = "abc".index(start[0]), int(start[1]) - 1, 0
+def steps_of(cot: str) -> list[str]:
+    """What stands between the description and the end of the thought, without its first word."""
+    return cot.split(" </think>")[0].split()[14:]
+
+
+def walk(arrows: dict[str, str], start: str, steps: int | None) -> list[str]:
+    """Follow arrows for `steps` moves, or until one leaves the grid; the cells on the way, the first included."""
+    row, column, moves, path = "abc".index(start[0]), int(start[1]) - 1, 0, [start]
     while steps is None or moves < steps:
         down, right = MOVES[arrows[f"{'abc'[row]}{column + 1}"]]
         if not (0 <= row + down < 3 and 0 <= column + right < 3):
             break
         row, column, moves = row + down, column + right, moves + 1
-    return f"{'abc'[row]}{column + 1}", moves
+        path.append(f"{'abc'[row]}{column + 1}")
+    return path
 
 
 @pytest.mark.parametrize(("task", "steps"), COMBINATIONS)
@@ -47,18 +55,25 @@ def test_every_answer_follows_from_the_scene(task: str, steps: int) -> None:
         assert question.steps == steps
         if task == "sum":
             row = "abc".index(words[-1])
-            assert question.answer == str(int(scene.digits[3 * row : 3 * row + 3].sum()))
+            digits = scene.digits[3 * row : 3 * row + 3]
+            assert question.answer == str(int(digits.sum()))
+            assert steps_of(question.cot) == [str(n) for i in range(3) for n in (digits[i], digits[: i + 1].sum())]
         elif task == "largest":
             top = 0 if words[-1] == "grid" else 3 * "abc".index(words[-1])
             rows = range(9) if words[-1] == "grid" else range(top, top + 3)
             first = next(i for i in rows if scene.digits[i] == max(scene.digits[j] for j in rows))
             assert question.answer == scene.label(first)
+            assert steps_of(question.cot)[-2:] == [world.CELLS[first], str(scene.digits[first])]
+            assert len(steps_of(question.cot)) == 2 * len(rows)
         else:
             arrows = cells_of(question.cot)
             assert list(arrows.values()) == [["up", "down", "left", "right"][a] for a in scene.arrows]
-            end, moves = walk(arrows, words[1], None if task == "exit" else steps)
-            assert moves == steps
-            assert question.answer == labels[end]
+            path = walk(arrows, words[1], None if task == "exit" else steps)
+            assert len(path) == steps + 1
+            assert question.answer == labels[path[-1]]
+            counted = steps and task != "exit"
+            left = [[cell, str(steps - i)] if counted else [cell] for i, cell in enumerate(path)]
+            assert steps_of(question.cot) == [word for pair in left for word in pair]
         assert question.cot.endswith(f"<answer> {question.answer} </answer>")
 
 

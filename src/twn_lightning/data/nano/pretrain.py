@@ -29,20 +29,22 @@ from twn_lightning.data.nano.digits import TILE
 from twn_lightning.data.nano.vocabulary import build_tokenizer
 from twn_lightning.types import Item
 
-PRETRAIN_MAX_STEPS = 3
-COT_TASKS: dict[int, tuple[str, ...]] = {
-    0: ("read", "exit", "picture"),
-    1: ("follow", "exit", "picture"),
-    2: ("follow", "exit", "picture", "sum", "largest"),
-    3: ("follow", "exit", "picture"),
+COT_STEPS: dict[str, tuple[int, ...]] = {
+    "read": (0,),
+    "follow": (1, 2, 3),
+    "exit": (0, 1, 2, 3),
+    "picture": (0, 1, 2, 3),
+    "sum": (2,),
+    "largest": (2,),
 }
+"""Tasks are drawn evenly, then their steps."""
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
     """One pretraining run; recorded on the card."""
 
-    steps: int = 1100
+    steps: int = 1400
     batch_size: int = 128
     picture_rows: int = 32
     learning_rate: float = 2e-3
@@ -117,17 +119,24 @@ def sample_rows(rng: np.random.Generator, count: int, split: str = "train") -> l
             scene = world.sample_scene(rng, split)
             rows.append((Item(str(i), world.DESCRIBE, "", (scene.image(),)), scene.caption()))
             continue
-        steps = int(rng.integers(PRETRAIN_MAX_STEPS + 1))
-        question = world.sample_question(rng, split, str(rng.choice(COT_TASKS[steps])), steps)
+        task = str(rng.choice(world.TASKS))
+        question = world.sample_question(rng, split, task, int(rng.choice(COT_STEPS[task])))
         rows.append((world.query_item(question, str(i)), question.cot))
     return rows
 
 
 def sample_pictures(rng: np.random.Generator, count: int, split: str = "train") -> list[tuple[Item, str]]:
-    """Single cells with their colour and digit: they get the vision tower to read before it has to look around."""
+    """Single cells, every other one with an arrow: the vision tower learns to read before it has to look around."""
     names = world.answers("read")
-    chosen = [names[i] for i in rng.integers(0, len(names), count)]
-    return [(world.picture_candidate(name, split, int(rng.integers(1 << 30))), name) for name in chosen]
+    rows: list[tuple[Item, str]] = []
+    for i in range(count):
+        name = names[rng.integers(len(names))]
+        if i % 2:
+            rows.append((world.picture_candidate(name, split, int(rng.integers(1 << 30))), name))
+        else:
+            cell, caption = world.sample_cell(rng, split)
+            rows.append((Item(str(i), world.DESCRIBE, "", (cell,)), caption))
+    return rows
 
 
 def response_loss(
@@ -180,12 +189,12 @@ def evaluate(
     loss, correct, mask = response_loss(model, processor, captions, device)
     scores["caption_loss"] = float(loss.mean())
     scores["caption_accuracy"] = float(correct.sum() / mask.sum())
-    for steps in (0, 1, 2, 3, 5, 8):
-        task = "follow" if steps else "read"
+    cases = {f"cot_exact_{steps}": ("follow" if steps else "read", steps) for steps in (0, 1, 2, 3, 5, 8)}
+    for name, (task, steps) in (cases | {"cot_exact_sum": ("sum", 2), "cot_exact_largest": ("largest", 2)}).items():
         questions = [world.sample_question(rng, "val", task, steps) for _ in range(count)]
         rows = [(world.query_item(q, str(i)), q.cot) for i, q in enumerate(questions)]
         _, correct, mask = response_loss(model, processor, rows, device)
-        scores[f"cot_exact_{steps}"] = float((correct == mask).all(1).float().mean())
+        scores[name] = float((correct == mask).all(1).float().mean())
     model.train()
     return scores
 

@@ -1,12 +1,16 @@
 """Scenes, questions, answers and true chains of thought.
 
 A scene is a 3 x 3 grid: every cell has a colour, a handwritten digit and an arrow. Cells are named a1 to c3.
-A question needs a known number of steps; its CoT is a scene description of fixed length, then one word a step, then the
-answer, so a 0-step CoT is not much shorter than a long one.
+A question needs a known number of steps; its CoT is a scene description of fixed length, then the steps, then the
+answer, so a 0-step CoT is not much shorter than a long one. A step is the cell reached; where arrows are counted, also
+how many are left; in a sum the digit and the total so far; in a comparison the best cell so far and its digit. Every
+word then follows from the words before it and one look at the description: without the countdown, fine-tuning unlearns
+to count.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -115,6 +119,15 @@ def sample_scene(rng: np.random.Generator, split: str) -> Scene:
     return Scene(rows, colours, arrows, variants)
 
 
+def sample_cell(rng: np.random.Generator, split: str) -> tuple[Media, str]:
+    """One random cell with its arrow, and its caption."""
+    scene, cell = sample_scene(rng, split), int(rng.integers(SIZE * SIZE))
+    one = slice(cell, cell + 1)
+    variant = None if scene.variants is None else scene.variants[one]
+    pixels = render_cells(scene.digit_rows[one], scene.colours[one], scene.arrows[one], variant)[0]
+    return Media("image", pixels), f"{scene.label(cell)} {ARROWS[scene.arrows[cell]]}"
+
+
 def _with_path(rng: np.random.Generator, scene: Scene, path: tuple[int, ...], leave: bool) -> Scene:
     """The scene with arrows laid along a path; with `leave`, the last arrow points out of the grid."""
     arrows = scene.arrows.copy()
@@ -125,8 +138,10 @@ def _with_path(rng: np.random.Generator, scene: Scene, path: tuple[int, ...], le
     return replace(scene, arrows=arrows)
 
 
-def _think(description: list[str], word: str, steps: list[str], answer: str) -> str:
-    return f"<think> {' '.join(description)} {word} {' '.join(steps)} </think><answer> {answer} </answer>"
+def _think(description: Sequence[str], word: str, steps: Sequence[str], answer: str) -> str:
+    """The description is read row by row, each behind its letter."""
+    rows = [f"{'abc'[r]} {' '.join(description[r * SIZE : (r + 1) * SIZE])}" for r in range(SIZE)]
+    return f"<think> {' '.join(rows)} {word} {' '.join(steps)} </think><answer> {answer} </answer>"
 
 
 def sample_question(rng: np.random.Generator, split: str, task: str, steps: int) -> Question:
@@ -151,16 +166,20 @@ def sample_question(rng: np.random.Generator, split: str, task: str, steps: int)
         text = f"start {start} follow {steps}" if steps else f"at {start}"
     answer = scene.label(path[-1])
     description = [ARROWS[a] for a in scene.arrows]
-    return Question(scene, task, text, answer, steps, _think(description, "path", [CELLS[c] for c in path], answer))
+    walk = [CELLS[cell] for cell in path]
+    if steps and not leave:
+        walk = [f"{cell} {steps - walked}" for walked, cell in enumerate(walk)]
+    return Question(scene, task, text, answer, steps, _think(description, "path", walk, answer))
 
 
 def _sum_question(rng: np.random.Generator, scene: Scene, steps: int) -> Question:
     if steps != SIZE - 1:
         raise ValueError(f"a sum of a row takes {SIZE - 1} steps, not {steps}")
     row = int(rng.integers(SIZE))
-    totals = np.cumsum(scene.digits[row * SIZE : (row + 1) * SIZE]).tolist()
-    description = [str(d) for d in scene.digits]
-    cot = _think(description, "total", [str(t) for t in totals], str(totals[-1]))
+    digits = scene.digits[row * SIZE : (row + 1) * SIZE]
+    totals = np.cumsum(digits)
+    running = [f"{digit} {total}" for digit, total in zip(digits, totals, strict=True)]
+    cot = _think([str(d) for d in scene.digits], "total", running, str(totals[-1]))
     return Question(scene, "sum", f"sum of row {'abc'[row]}", str(totals[-1]), steps, cot)
 
 
@@ -172,7 +191,7 @@ def _largest_question(rng: np.random.Generator, scene: Scene, steps: int) -> Que
     best, running = cells[0], []
     for cell in cells:
         best = cell if scene.digits[cell] > scene.digits[best] else best
-        running.append(CELLS[best])
+        running.append(f"{CELLS[best]} {scene.digits[best]}")
     where = f"row {'abc'[row]}" if steps == SIZE - 1 else "grid"
     answer = scene.label(best)
     cot = _think([str(d) for d in scene.digits], "best", running, answer)
