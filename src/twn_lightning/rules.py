@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from twn_lightning import source_rules, task_rules
 from twn_lightning.errors import unknown_name
 from twn_lightning.settings import GateStageSettings, RLSettings, Settings, SFTSettings
 
@@ -54,9 +55,11 @@ _RANGES: dict[str, str] = {
     "gate.token_budget": "above 0 and at most 1",
     **dict.fromkeys([f"data.{s}_pairs" for s in ("train", "rl", "gate", "calibration", "val", "test")], _AT_LEAST_1),
     **dict.fromkeys(["data.max_cot_tokens", "data.max_new_tokens", "data.rows_per_source_global"], _AT_LEAST_1),
-    **dict.fromkeys(["data.seed", "data.num_workers"], _AT_LEAST_0),
+    **dict.fromkeys(["data.seed", "data.num_workers", "data.hard_negatives"], _AT_LEAST_0),
+    "data.num_frames": _AT_LEAST_1,
     **dict.fromkeys([f"trainer.{k}" for k in ("devices", "num_nodes", "val_every_steps")], _AT_LEAST_1),
     **dict.fromkeys(["trainer.log_every_steps", "trainer.checkpoint_every_steps"], _AT_LEAST_1),
+    **dict.fromkeys([f"task.{k}" for k in ("num_frames", "min_pixels", "max_pixels")], _AT_LEAST_1),
     **dict.fromkeys([f"evaluation.{k}" for k in ("batch_size", "random_draws", "bootstrap_samples")], _AT_LEAST_1),
 }
 
@@ -91,6 +94,8 @@ _STAGE_RANGES: dict[type, dict[str, str]] = {
 def problems(settings: Settings) -> list[Problem]:
     """Everything wrong with the settings, wherever they would run."""
     found = list(_out_of_range(settings))
+    found += [Problem(keys, message) for keys, message in source_rules.contradictions(settings.data)]
+    found += [Problem(keys, message) for keys, message in task_rules.contradictions(settings.task)]
     for rule in (_general, _backbone, _thinking, _sft, _rl, _trainer):
         found += rule(settings)
     return found
@@ -230,11 +235,11 @@ def _trainer(settings: Settings) -> Iterator[Problem]:
 
 def machine_problems(settings: Settings) -> list[Problem]:
     """What the settings need that this machine does not have."""
-    return [*_missing_devices(settings), *_missing_packages(settings)]
+    return [*_missing_devices(settings), *_missing_files(settings), *_missing_packages(settings)]
 
 
 def _missing_devices(settings: Settings) -> Iterator[Problem]:
-    trainer, model = settings.trainer, settings.model
+    trainer = settings.trainer
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if trainer.accelerator == "cuda" and cuda == 0:
         yield Problem(
@@ -251,8 +256,14 @@ def _missing_devices(settings: Settings) -> Iterator[Problem]:
         if attrgetter(key)(settings) == value and (cuda == 0 or trainer.accelerator == "cpu"):
             other = "sdpa" if key == "model.attention" else "none"
             yield Problem((key,), f"{key}={value} runs on CUDA only, and this run has none: set {key}={other}")
-    if model.path is not None and model.path.startswith((".", "/", "~")) and not Path(model.path).expanduser().is_dir():
-        yield Problem(("model.path",), f"model.path={model.path}: there is no such folder")
+
+
+def _missing_files(settings: Settings) -> Iterator[Problem]:
+    path, data = settings.model.path, settings.data
+    if path is not None and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        yield Problem(("model.path",), f"model.path={path}: there is no such folder")
+    for keys, message in [*source_rules.missing(data), *task_rules.missing(settings.task)]:
+        yield Problem(keys, message)
 
 
 def _missing_packages(settings: Settings) -> Iterator[Problem]:

@@ -73,10 +73,30 @@ class GateSettings:
 
 
 @dataclass
+class SourceSettings:
+    """One corpus of a mixture, or one subset of it."""
+
+    source: str = "mmeb_train"
+    subset: str | None = None
+    """None: all of them."""
+    split: str | None = None
+    """None: the corpus's usual one."""
+    weight: float | None = None
+    cap: int | None = None
+
+
+@dataclass
 class DataSettings:
     """Where pairs come from and how they are batched."""
 
     source: str = "nano"
+    sources: list[SourceSettings] = field(default_factory=list)
+    annotations_root: str | None = None
+    media_root: str | None = None
+    media_roots: list[str] = field(default_factory=list)
+    num_frames: int = 8
+    hard_negatives: int = 1
+    hard_negatives_path: str | None = None
     seed: int = 0
     train_pairs: int = 24_000
     rl_pairs: int = 2_000
@@ -187,10 +207,34 @@ class LoggerSettings:
 
 
 @dataclass
-class EvaluationSettings:
-    """What `twn evaluate` runs."""
+class TaskSettings:
+    """What `twn evaluate` measures, and by which rules; what is None is the protocol's own."""
 
-    suite: str = "nano"
+    suite: Literal["nano", "mmeb_v2"] = "nano"
+    names: list[str] = field(default_factory=list)
+    """Tasks, meta-tasks or modalities of MMEB-V2, or `all`."""
+    annotations_root: str | None = None
+    media_root: str | None = None
+    protocol: Literal["vlm2vec", "qwen3"] = "vlm2vec"
+    version: Literal["2.0.0", "2.0.1", "2.1"] | None = None
+    num_frames: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    ndcg_pairing: Literal["correct", "compat"] | None = None
+    ties: Literal["pessimistic", "optimistic", "first"] | None = None
+    query_mode: Literal["discriminative", "generative", "adaptive"] | None = None
+    candidate_mode: Literal["discriminative", "generative", "adaptive"] | None = None
+    strict_counts: bool = True
+    on_error: Literal["raise", "skip"] = "raise"
+    cache: Literal["only-missing", "always", "never", "only-cache"] = "only-missing"
+    cache_root: str = "outputs/embedding_cache"
+    encoder: Literal["twn", "vlm2vec", "qwen3vl_embedding", "ume_r1"] = "twn"
+
+
+@dataclass
+class EvaluationSettings:
+    """How `twn evaluate` encodes, and the routers it compares."""
+
     batch_size: int = 500
     routers: list[str] = field(
         default_factory=lambda: ["never", "always", "adaptive", "random", "margin", "query_length", "oracle"]
@@ -219,5 +263,6 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     paths: PathSettings = field(default_factory=PathSettings)

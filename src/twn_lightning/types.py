@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -36,17 +36,35 @@ class Side(str, Enum):
     CANDIDATE = "candidate"
 
 
+class StoredBytes(Protocol):
+    """An encoded image inside another file (a row of a parquet column), read when asked for."""
+
+    @property
+    def name(self) -> str:
+        """Where it is, for messages: file, row and column."""
+
+    def read(self) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class Media:
-    """One image or one video, as decoded pixels or as a path that is decoded once, later."""
+    """One image or one video, as decoded pixels or as files that are decoded once, later.
+
+    A video's `content` may be a tuple of image files: frames already chosen, all of which are used, in order.
+    """
 
     kind: Literal["image", "video"]
-    content: PixelArray | Path
+    content: PixelArray | Path | tuple[Path, ...] | StoredBytes
 
     def digest(self) -> str:
-        """SHA-256 of the content: pixel shape and bytes, or the bytes of the file."""
+        """SHA-256 of the content: pixel shape and bytes, or the encoded bytes of the file or files."""
         if isinstance(self.content, Path):
             return hashlib.sha256(self.content.read_bytes()).hexdigest()
+        if isinstance(self.content, tuple):
+            frames = [hashlib.sha256(path.read_bytes()).digest() for path in self.content]
+            return hashlib.sha256(b"frames" + b"".join(frames)).hexdigest()
+        if not isinstance(self.content, np.ndarray):
+            return hashlib.sha256(self.content.read()).hexdigest()
         shape = "x".join(map(str, self.content.shape)).encode()
         return hashlib.sha256(shape + np.ascontiguousarray(self.content).tobytes()).hexdigest()
 
@@ -78,6 +96,20 @@ class Pair:
     hard_negatives: tuple[Item, ...] = ()
     steps: int | None = None
     """True number of reasoning steps where the source knows it (the nano world does)."""
+    negative_hashes: tuple[str, ...] = ()
+    """Target hash of each hard negative where the source knows them; empty: digests of their contents."""
+
+
+@dataclass(frozen=True)
+class RankingItem:
+    """What scoring needs to know of one query."""
+
+    labels: tuple[str, ...]
+    """Keys of the right candidates; at least one."""
+    relevance: tuple[float, ...] | None = None
+    """Grade of each label, in the order of `labels`; None: all 1."""
+    candidate_keys: tuple[str, ...] | None = None
+    """The query's own candidates (local ranking), or None for the whole corpus (global)."""
 
 
 @dataclass

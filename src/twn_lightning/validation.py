@@ -122,6 +122,8 @@ class _Reader:
                 self.note(path, unknown_name("key", path, [f"{key}.{n}" if key else n for n in known]))
             elif path == "stage":
                 built[name] = self.stage(value)
+            elif get_origin(hints[name]) is list and dataclasses.is_dataclass(get_args(hints[name])[0]):
+                built[name] = self.list_of(get_args(hints[name])[0], value, path)
             elif dataclasses.is_dataclass(hints[name]):
                 built[name] = self.dataclass(hints[name], value, path)
             else:
@@ -131,6 +133,12 @@ class _Reader:
                 else:
                     self.note(path, f"{path} must be {_describe(hints[name])}, not {value!r}")
         return cls(**built)
+
+    def list_of(self, cls: type, values: Any, key: str) -> list[Any]:
+        if not isinstance(values, (list, tuple)):
+            self.note(key, f"{key} must be a list of mappings, not {values!r}")
+            return []
+        return [self.dataclass(cls, value, f"{key}[{index}]") for index, value in enumerate(values)]
 
     def stage(self, values: Any) -> Any:
         name = values.get("name", "sft") if isinstance(values, Mapping) else values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from twn_lightning.types import Media
 MAX_IMAGE_PIXELS = 89_478_485
 """Pillow's own limit (a quarter of a gibibyte in RGB); larger images are refused, not just warned about."""
 ARRAY_FRAMES_PER_SECOND = 2.0
-"""An array of frames has no clock: it is taken as sampled at two frames a second, as Qwen's own tools do."""
+"""Frames without a video file have no clock: they are taken as sampled at two a second, as Qwen's own tools do."""
 FALLBACK_FRAMES_PER_SECOND = 24.0
 """For a video file that does not state its frame rate, as in Hugging Face's processor."""
 
@@ -42,47 +43,56 @@ def load_image(media: Media, key: str) -> np.ndarray:
     palette, CMYK and 16-bit images become RGB. Of an animated file the first frame is used.
 
     Args:
-        media: pixels, or the path of a file.
+        media: pixels, the path of a file, or an encoded image stored in another file.
         key: the item, for messages.
 
     Raises:
         DataError: the file is missing, truncated, no image or too large, or the array is not uint8 RGB.
     """
-    if not isinstance(media.content, Path):
-        return _checked_array(media.content, 3, key)
-    path = media.content
+    content = media.content
+    if isinstance(content, tuple):
+        raise DataError(f"item '{key}': an image cannot be a tuple of {len(content)} frames; make it a video")
+    if isinstance(content, np.ndarray):
+        return _checked_array(content, 3, key)
+    if isinstance(content, Path):
+        return _decode_image(content, str(content), key)
+    return _decode_image(io.BytesIO(content.read()), content.name, key)
+
+
+def _decode_image(source: Path | io.BytesIO, name: str, key: str) -> np.ndarray:
+    """Decode a file or its bytes; `name` is what messages call it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
-                raise DataError(_too_large(key, path, f"{width} x {height}"))
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image), key, path))
+                raise DataError(_too_large(key, name, f"{width} x {height}"))
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image), key, name))
     except FileNotFoundError as error:
-        raise DataError(f"item '{key}': image {path} does not exist. Check the media root of its source") from error
+        raise DataError(f"item '{key}': image {name} does not exist. Check the media root of its source") from error
     except Image.DecompressionBombError as error:
-        raise DataError(_too_large(key, path, str(error))) from error
+        raise DataError(_too_large(key, name, str(error))) from error
     except _BROKEN_IMAGE as error:
         raise DataError(
-            f"item '{key}': image {path} cannot be decoded ({error}). It is truncated, corrupt or not an image: "
+            f"item '{key}': image {name} cannot be decoded ({error}). It is truncated, corrupt or not an image: "
             "fetch it again or drop the row"
         ) from error
 
 
-def _too_large(key: str, path: Path, found: str) -> str:
+def _too_large(key: str, name: str, found: str) -> str:
     return (
-        f"item '{key}': image {path} is larger than {MAX_IMAGE_PIXELS:,} pixels ({found}) and is refused as a possible "
+        f"item '{key}': image {name} is larger than {MAX_IMAGE_PIXELS:,} pixels ({found}) and is refused as a possible "
         "decompression bomb. Store it smaller: the model sees at most model.max_pixels of it"
     )
 
 
-def _to_rgb(image: Image.Image, key: str, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, key: str, name: str) -> Image.Image:
     """Any Pillow mode to RGB, without clipping 16-bit values and without showing what transparency hides."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         depth = 257 if values.max(initial=0) > 255 else 1
         return Image.fromarray((values // depth).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise DataError(f"item '{key}': image {path} has floating-point pixels of unknown range; store it with 8 bits")
+        raise DataError(f"item '{key}': image {name} has floating-point pixels of unknown range; store it with 8 bits")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
@@ -92,19 +102,46 @@ def _to_rgb(image: Image.Image, key: str, path: Path) -> Image.Image:
 def load_video(media: Media, key: str, max_frames: int) -> Clip:
     """At most `max_frames` frames of a video, evenly spaced from the first to the last.
 
+    Of image files, which are frames already chosen, all are used, whatever `max_frames`.
+
     Args:
-        media: frames, or the path of a file.
+        media: frames, the path of a video file, or paths of image files.
         key: the item, for messages.
         max_frames: frames to keep.
 
     Raises:
-        DataError: the file is missing, corrupt or without frames, PyAV is not installed, or the array is not uint8 RGB.
+        DataError: a file is missing, corrupt or without frames, PyAV is not installed, the array is not uint8 RGB, or
+            frames differ in size.
     """
-    if isinstance(media.content, Path):
-        return _decode_video(media.content, key, max_frames)
-    frames = _checked_array(media.content, 4, key)
+    content = media.content
+    if isinstance(content, Path):
+        return _decode_video(content, key, max_frames)
+    if isinstance(content, tuple):
+        return _decode_frames(content, key)
+    if not isinstance(content, np.ndarray):
+        raise DataError(f"item '{key}': {content.name} holds one image; a video is frames, or the path of a file")
+    frames = _checked_array(content, 4, key)
     indices = sample_frames(len(frames), max_frames)
     return Clip(frames[list(indices)], indices, ARRAY_FRAMES_PER_SECOND)
+
+
+def _decode_frames(paths: tuple[Path, ...], key: str) -> Clip:
+    """Image files as the frames of a clip, in their order. Resizing one to fit would hide a mix-up of folders."""
+    if not paths:
+        raise DataError(f"item '{key}': its video has no frames; drop the row")
+    first = _decode_image(paths[0], str(paths[0]), key)
+    frames = np.empty((len(paths), *first.shape), np.uint8)
+    frames[0] = first
+    for i, path in enumerate(paths[1:], start=1):
+        frame = _decode_image(path, str(path), key)
+        if frame.shape != first.shape:
+            sizes = [f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (frame, first)]
+            raise DataError(
+                f"item '{key}': frame {path} is {sizes[0]} pixels and {paths[0]} is {sizes[1]}: the frames of a video "
+                "must be of one size. Extract them again or drop the row"
+            )
+        frames[i] = frame
+    return Clip(frames, tuple(range(len(paths))), ARRAY_FRAMES_PER_SECOND)
 
 
 def sample_frames(total: int, max_frames: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +32,23 @@ def main(arguments: list[str]) -> None:
         "Rows of a data source: tasks and targets, token counts with histograms, rendered prompts and CoTs.",
         """twn preview
         twn preview --source nano --split test --rows 5 --count 2000
-        twn preview --model qwen3vl_4b""",
+        twn preview --model qwen3vl_4b
+        twn preview --source mmeb_train --model tiny data.annotations_root=MIRROR data.media_root=MEDIA
+        twn preview --model qwen3vl_4b data=vlm2vec_v2 data.annotations_root=MIRROR data.media_root=MEDIA""",
     )
-    options.add_argument("--source", default="nano", help="which data source (default nano)")
+    options.add_argument("overrides", nargs="*", help="config keys, as for train: data=GROUP, data.media_root=FOLDER")
+    options.add_argument("--source", help="which data source (default: the config's, nano)")
     options.add_argument("--split", default="train", help=f"one of {', '.join(SPLITS)} (default train)")
     options.add_argument("--count", type=int, default=500, help="pairs that the statistics are over (default 500)")
     options.add_argument("--rows", type=int, default=3, help="pairs to show in full (default 3)")
     options.add_argument("--model", default="nano", help="whose tokens to count: a model config (default nano)")
     chosen = options.parse_args(arguments)
-    settings = config.load_settings([f"model={chosen.model}", f"data.source={chosen.source}"])
-    source = get_source(chosen.source, settings.data)
-    require_split(source.name, chosen.split)
+    named = [f"data.source={chosen.source}"] if chosen.source else []
+    settings = config.load_settings([f"model={chosen.model}", *chosen.overrides, *named])
+    require_split(settings.data.source, chosen.split)
+    # Candidates cover the split's pairs: as many as are shown, not as many as a run would train on.
+    data = replace(settings.data, **{f"{chosen.split}_pairs": chosen.count})
+    source = get_source(data.source, data)
     pairs = list(source.pairs(chosen.split, chosen.count))
     if not pairs:
         raise DataError(f"source '{source.name}', split '{chosen.split}': no pairs to show; --count was {chosen.count}")
@@ -132,4 +139,9 @@ def _row(processor: PromptProcessor, pair: Pair) -> Panel:
 def _describe(medium: Media) -> str:
     if isinstance(medium.content, Path):
         return f"{medium.kind} {medium.content}"
-    return f"{medium.kind} {'x'.join(map(str, medium.content.shape))}"
+    if isinstance(medium.content, tuple):
+        frames = medium.content
+        return f"{medium.kind} of {len(frames)} frames" + (f", {frames[0]} to {frames[-1]}" if frames else "")
+    if isinstance(medium.content, np.ndarray):
+        return f"{medium.kind} {'x'.join(map(str, medium.content.shape))}"
+    return f"{medium.kind} {medium.content.name}"

@@ -48,8 +48,8 @@ class ContrastiveCollator:
         negatives = {
             digest: item
             for pair in pairs
-            for item in pair.hard_negatives
-            if (digest := item.content_hash()) not in targets
+            for digest, item in zip(_negative_hashes(pair), pair.hard_negatives, strict=True)
+            if digest not in targets
         }
         row_of = {digest: row for row, digest in enumerate(targets)}
         candidates = [*targets.values(), *negatives.values()]
@@ -87,6 +87,11 @@ class ContrastiveCollator:
             optional = row >= required or (side is Side.CANDIDATE and is_label_like(item))
             texts.append(_checked_cot(side, item, optional))
         return self.processor.encode_cots(texts)
+
+
+def _negative_hashes(pair: Pair) -> Sequence[str]:
+    """By the rule of the pair's target hash: contents are read only where the source does not tell."""
+    return pair.negative_hashes or [item.content_hash() for item in pair.hard_negatives]
 
 
 def _checked_cot(side: Side, item: Item, optional: bool) -> str | None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, Protocol, overload, runtime_checkable
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 from twn_lightning.errors import DataError
 from twn_lightning.types import Item, Pair, Side
@@ -42,8 +42,11 @@ class PairColumns:
 
     sources: list[str]
     target_hashes: list[str]
-    query_cots: list[str | None]
-    candidate_cots: list[str | None]
+    query_cots: Sequence[str | None]
+    """May be read from the files as they are asked for, as may `candidate_cots`."""
+    candidate_cots: Sequence[str | None]
+    weights: Mapping[str, float] | None = None
+    """How often each source is drawn, relative to the others; None: in proportion to its rows."""
 
 
 @runtime_checkable
@@ -57,13 +60,29 @@ def columns_of(pairs: Sequence[Pair]) -> PairColumns:
     """The columns of a pair sequence: its own where it offers them, else every pair is read once."""
     if isinstance(pairs, HasColumns):
         return pairs.columns()
-    columns = PairColumns([], [], [], [])
-    for pair in pairs:
-        columns.sources.append(pair.source)
-        columns.target_hashes.append(pair.target_hash)
-        columns.query_cots.append(pair.query.cot)
-        columns.candidate_cots.append(pair.positive.cot)
-    return columns
+    rows = [(pair.source, pair.target_hash, pair.query.cot, pair.positive.cot) for pair in pairs]
+    sources, hashes, query_cots, candidate_cots = map(list, zip(*rows, strict=True)) if rows else ([], [], [], [])
+    return PairColumns(sources, hashes, query_cots, candidate_cots)
+
+
+class RowView(Sequence[Any]):
+    """Some rows of a sequence whose elements are made when they are asked for.
+
+    Args:
+        values: the whole sequence.
+        rows: which of its rows, in order.
+    """
+
+    def __init__(self, values: Sequence[Any], rows: Sequence[int]) -> None:
+        self._values, self._rows = values, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self._values[row] for row in self._rows[index]]
+        return self._values[self._rows[index]]
 
 
 @dataclass
@@ -93,8 +112,9 @@ class PairSubset(Sequence[Pair]):
         self._columns = PairColumns(
             [columns.sources[r] for r in rows],
             [columns.target_hashes[r] for r in rows],
-            [columns.query_cots[r] for r in rows],
-            [columns.candidate_cots[r] for r in rows],
+            _taken(columns.query_cots, rows),
+            _taken(columns.candidate_cots, rows),
+            columns.weights,
         )
 
     def __len__(self) -> int:
@@ -112,6 +132,25 @@ class PairSubset(Sequence[Pair]):
     def columns(self) -> PairColumns:
         """The columns of these rows."""
         return self._columns
+
+
+def _taken(values: Sequence[str | None], rows: Sequence[int]) -> Sequence[str | None]:
+    return [values[row] for row in rows] if isinstance(values, list) else RowView(values, rows)
+
+
+def target_digest(text: str, media: Sequence[str]) -> str:
+    """The target hash of an item whose media are known by name: equal text and equal names are the same target.
+
+    Reading every file of a corpus to hash its content would take hours, so a source names a file by its scheme and its
+    path below the scheme's root (`mmeb_train://MSCOCO/1.jpg`): two sources that mean one file agree, and so do two
+    machines. Copies of a file under two names count as two targets. Without media this is `Item.content_hash`.
+
+    Args:
+        text: the item's text; case and runs of white space do not count.
+        media: names of its images and videos, in order.
+    """
+    normalised = " ".join(text.lower().split())
+    return hashlib.sha256("\x1f".join([normalised, *media]).encode()).hexdigest()[:16]
 
 
 def normalise_cot(text: str) -> str:

@@ -132,6 +132,7 @@ class TWNDataModule(LightningDataModule):
             batch_size=batch_size,
             rows_per_source=rows_per_source,
             max_steps=max_steps,
+            weights=columns.weights,
             seed=self.settings.seed,
             rank=self._rank,
             world_size=self._world_size,

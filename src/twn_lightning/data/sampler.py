@@ -2,14 +2,14 @@
 
 Every source is an endless stream of its rows: pass after pass, each row once a pass, shuffled anew, equal targets
 spread apart. A global batch takes `batch_size / rows_per_source` sub-batches from the streams, each from one source,
-sources in proportion to their sizes. What a pass leaves over (fewer rows than a sub-batch) opens the source's next
-sub-batch, so no row is lost and none is repeated within a pass.
+sources in proportion to their weights, or to their sizes where there are none. What a pass leaves over (fewer rows than
+a sub-batch) opens the source's next sub-batch, so no row is lost and none is repeated within a pass.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch.utils.data import Sampler
 from twn_lightning.errors import CheckpointError, ConfigError, DataError
 
 _SCHEDULE_STREAM = -1
+_QUOTA_UNITS = 1 << 20
+"""Parts of a row that quotas count in: whole numbers, so that every machine draws the same."""
 
 
 class SameSourceSampler(Sampler[list[int]]):
@@ -30,12 +32,13 @@ class SameSourceSampler(Sampler[list[int]]):
         batch_size: rows of a global batch, over all ranks.
         rows_per_source: rows of a same-source sub-batch, over all ranks; at most `batch_size` are used.
         max_steps: batches in all; iterating ends there.
+        weights: how often each source's sub-batches are drawn, relative to the others; None: by the rows it has.
         seed: seed of every shuffle.
         rank: this process.
         world_size: number of processes; each takes a slice of every sub-batch.
 
     Raises:
-        DataError: no rows.
+        DataError: no rows, or a source without a weight above 0.
         ConfigError: sizes that do not divide each other.
     """
 
@@ -47,6 +50,7 @@ class SameSourceSampler(Sampler[list[int]]):
         batch_size: int,
         rows_per_source: int,
         max_steps: int,
+        weights: Mapping[str, float] | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -65,7 +69,8 @@ class SameSourceSampler(Sampler[list[int]]):
         _, target_N = np.unique(np.asarray(target_hashes, dtype=str), return_inverse=True)
         self._rows = [np.flatnonzero(source_N == s) for s in range(len(self._names))]
         self._targets = [target_N[rows] for rows in self._rows]
-        self._fingerprint = _fingerprint(sources, target_hashes)
+        self._quotas = self._quotas_of(weights)
+        self._fingerprint = _fingerprint(sources, target_hashes, weights)
         # Streams are read forward, so two passes of each are enough.
         self._order = lru_cache(maxsize=2 * len(self._names))(self._shuffled)
         self._schedule = lru_cache(maxsize=2)(self._shuffled_schedule)
@@ -97,7 +102,7 @@ class SameSourceSampler(Sampler[list[int]]):
     def _turn(self, position: int) -> tuple[int, int]:
         """Which source the sub-batch at a position of the global stream comes from, and its number there."""
         # Whole sub-batches of a source are rounded down, so this estimate is never too late.
-        epoch = position * self.rows_per_source // sum(map(len, self._rows))
+        epoch = position * self.rows_per_source * _QUOTA_UNITS // sum(self._quotas)
         while self._turns_before(epoch + 1).sum() <= position:
             epoch += 1
         before = self._turns_before(epoch)
@@ -107,9 +112,19 @@ class SameSourceSampler(Sampler[list[int]]):
         return source, int(before[source]) + int((schedule[:offset] == source).sum())
 
     def _turns_before(self, epoch: int) -> np.ndarray:
-        """Whole sub-batches of each source within its first `epoch` passes."""
-        sizes = np.array([len(rows) for rows in self._rows])
-        return epoch * sizes // self.rows_per_source
+        """Whole sub-batches of each source within the first `epoch` epochs, each of as many rows as there are."""
+        return np.array([epoch * quota // (self.rows_per_source * _QUOTA_UNITS) for quota in self._quotas])
+
+    def _quotas_of(self, weights: Mapping[str, float] | None) -> list[int]:
+        """Rows that each source gives to an epoch, in `_QUOTA_UNITS`: its own size, or its share of all rows."""
+        sizes = [len(rows) for rows in self._rows]
+        if weights is None:
+            return [size * _QUOTA_UNITS for size in sizes]
+        missing = [str(name) for name in self._names if weights.get(name, 0) <= 0]
+        if missing:
+            raise DataError(f"sources without a weight above 0: {', '.join(missing)}. Weigh every source, or none")
+        total = sum(weights[name] for name in self._names)
+        return [max(1, int(sum(sizes) * _QUOTA_UNITS * (weights[name] / total))) for name in self._names]
 
     def _shuffled_schedule(self, epoch: int) -> np.ndarray:
         """The sources of one epoch's sub-batches, in random order."""
@@ -199,9 +214,11 @@ def _check_sizes(batch_size: int, rows_per_source: int, world_size: int) -> None
         raise ConfigError(problems)
 
 
-def _fingerprint(sources: Sequence[str], target_hashes: Sequence[str]) -> str:
-    """Digest of the rows' sources and targets, in order."""
+def _fingerprint(sources: Sequence[str], target_hashes: Sequence[str], weights: Mapping[str, float] | None) -> str:
+    """Digest of the rows' sources and targets, in order, and of the weights."""
     digest = hashlib.sha256()
     for source, target in zip(sources, target_hashes, strict=True):
         digest.update(f"{source}\x1f{target}\x1e".encode())
+    for source, weight in sorted((weights or {}).items()):
+        digest.update(f"{source}\x1f{weight}\x1d".encode())
     return digest.hexdigest()[:16]

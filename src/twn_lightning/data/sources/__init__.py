@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, get_args
 
 from twn_lightning.errors import ConfigError, DataError, unknown_name
@@ -13,7 +14,12 @@ from twn_lightning.types import Item, Pair
 Split = Literal["train", "rl", "gate", "calibration", "val", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
 
-_MODULES = {"nano": "twn_lightning.data.sources.nano:NanoSource"}
+_MIXTURE = "twn_lightning.data.mixture:Mixture"
+_MODULES = {
+    "nano": "twn_lightning.data.sources.nano:NanoSource",
+    **dict.fromkeys(("colpali", "llava_hound", "mixture", "mmeb_train", "pairs", "twn", "ume_r1", "visrag"), _MIXTURE),
+}
+"""A corpus alone is a mixture of one."""
 
 
 class PairSource(Protocol):
@@ -55,7 +61,7 @@ def get_source(name: str, settings: DataSettings) -> PairSource:
     if name not in _MODULES:
         raise ConfigError(f"data.source: {unknown_name('source', name, _MODULES)}")
     module, _, attribute = _MODULES[name].partition(":")
-    source: PairSource = getattr(importlib.import_module(module), attribute)(settings)
+    source: PairSource = getattr(importlib.import_module(module), attribute)(replace(settings, source=name))
     return source
 
 

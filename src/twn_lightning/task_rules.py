@@ -1,0 +1,38 @@
+"""What `task` may not say about the evaluation on MMEB-V2. Split from `rules`, which calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from twn_lightning.settings import TaskSettings
+
+KeysAndMessage = tuple[tuple[str, ...], str]
+
+
+def contradictions(task: TaskSettings) -> Iterator[KeysAndMessage]:
+    """The keys a problem rests on, and what is wrong."""
+    if task.min_pixels and task.max_pixels and task.max_pixels < task.min_pixels:
+        yield (
+            ("task.min_pixels", "task.max_pixels"),
+            f"task.max_pixels ({task.max_pixels}) is below task.min_pixels ({task.min_pixels}): no image size fits",
+        )
+    if task.suite == "mmeb_v2" and not task.names:
+        yield (
+            ("task.suite", "task.names"),
+            "task.suite=mmeb_v2 names no task: choose with task=mmeb_v2/all, or task.names=[image,K700]",
+        )
+
+
+def missing(task: TaskSettings) -> Iterator[KeysAndMessage]:
+    """Folders that the evaluation needs and this machine does not have."""
+    if task.suite != "mmeb_v2":
+        return
+    if task.media_root is None:
+        yield (
+            ("task.media_root",),
+            "task.media_root is not set: MMEB-V2 needs its images and frames, in the layout of TIGER-Lab/MMEB-V2",
+        )
+    for key, folder in (("media_root", task.media_root), ("annotations_root", task.annotations_root)):
+        if folder is not None and not Path(folder).expanduser().is_dir():
+            yield (f"task.{key}",), f"task.{key}={folder}: there is no such folder"

@@ -1,0 +1,86 @@
+"""An encoder without a model: its vectors follow from what an item holds, so runs can be compared exactly."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twn_lightning.errors import DataError
+from twn_lightning.evaluation.encoders.protocol import EncodedItems
+from twn_lightning.types import EmbeddingMode, Item, Side
+
+ALL_MODES = tuple(EmbeddingMode)
+
+
+@dataclass
+class FakeEncoder:
+    """Embeds the words of an item's text as a sum of word vectors; queries and candidates that share words are close.
+
+    `batches` records the keys of every call. `fail_after` calls, the next one raises `failure`; items whose text holds
+    "broken" cannot be read.
+    """
+
+    adapters: str = "a"
+    modes: tuple[EmbeddingMode, ...] = ALL_MODES
+    dimension: int = 16
+    fail_after: int | None = None
+    failure: BaseException = field(default_factory=KeyboardInterrupt)
+    constant: bool = False
+    batches: list[list[str]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return "fake"
+
+    def identity(self, side: Side, mode: EmbeddingMode) -> dict[str, Any]:
+        threshold = {"threshold": 0.5} if mode is EmbeddingMode.ADAPTIVE else {}
+        return {"model": self.name, "adapters": self.adapters, "mode": mode.value} | threshold
+
+    def encode(
+        self, items: Sequence[Item], side: Side, mode: EmbeddingMode, progress: Callable[[int], None] | None = None
+    ) -> EncodedItems:
+        if self.fail_after is not None and len(self.batches) >= self.fail_after:
+            raise self.failure
+        for item in items:
+            if "broken" in item.text:
+                raise DataError(f"item '{item.key}': its image is truncated")
+        self.batches.append([item.key for item in items])
+        vectors = np.stack([self._vector(item, mode) for item in items])
+        plain = mode is EmbeddingMode.DISCRIMINATIVE
+        think = np.array([mode is EmbeddingMode.GENERATIVE or len(item.text) % 2 == 0 for item in items])
+        probability = np.where(think, 0.75, 0.25).astype(np.float32)
+        return EncodedItems(
+            vectors,
+            think_N=None if plain else think,
+            probability_N=probability if mode is EmbeddingMode.ADAPTIVE else None,
+            tokens_N=None if plain else think * np.array([len(item.text) for item in items]),
+            malformed_N=None if plain else think & np.array(["odd" in item.text for item in items]),
+            cots=[] if plain else [_cot(item) if thinks else None for item, thinks in zip(items, think, strict=True)],
+        )
+
+    @property
+    def encoded(self) -> int:
+        """Items encoded so far."""
+        return sum(map(len, self.batches))
+
+    def _vector(self, item: Item, mode: EmbeddingMode) -> np.ndarray:
+        if self.constant:
+            return np.full(self.dimension, self.dimension**-0.5, dtype=np.float32)
+        words = [self.adapters, mode.value, *item.text.split() * 3]
+        words += [str(media.content) for media in item.media if isinstance(media.content, Path)]
+        vector = np.sum([_word(word, self.dimension) for word in words], axis=0)
+        return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def _cot(item: Item) -> str:
+    return f"<think>{item.text} ü</think>"
+
+
+def _word(word: str, dimension: int) -> np.ndarray:
+    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
+    return np.random.default_rng(seed).standard_normal(dimension)
