@@ -1,6 +1,7 @@
 """Metrics over plain arrays: ranking, routing, and their uncertainty."""
 
 from twn_lightning.metrics.ranking import hit_at_k, mrr_at_k, ndcg_linear_at_k, ranks
+from twn_lightning.metrics.retrieval import per_query_metrics, ranking_metrics
 from twn_lightning.metrics.routing import (
     Calibration,
     CalibrationBin,
@@ -13,6 +14,7 @@ from twn_lightning.metrics.routing import (
     think_rate,
     tokens_per_query,
 )
+from twn_lightning.metrics.scoring import RankedCandidates, rank_candidates, score_embeddings
 from twn_lightning.metrics.statistics import Interval, bootstrap_mean, paired_bootstrap_difference
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "CalibrationBin",
     "Interval",
     "QualityTokenCurve",
+    "RankedCandidates",
     "auroc",
     "bootstrap_mean",
     "calibration",
@@ -29,8 +32,12 @@ __all__ = [
     "ndcg_linear_at_k",
     "oracle_gap",
     "paired_bootstrap_difference",
+    "per_query_metrics",
     "quality_token_curve",
+    "rank_candidates",
+    "ranking_metrics",
     "ranks",
+    "score_embeddings",
     "think_rate",
     "tokens_per_query",
 ]
