@@ -17,8 +17,13 @@ VERBS = {
     "train": "train one stage: sft, gate or rl",
     "evaluate": "score adapters under every router",
     "config": "print the resolved configuration",
+    "tasks": "list the tasks of MMEB-V2",
+    "aggregate": "means of MMEB-V2 score files, beside published ones",
     "report": "write the report of finished runs",
     "preview": "look at rows of a data source as the model sees them",
+    "embed": "embeddings, gate decisions and CoTs of a folder or a dataset",
+    "search": "build, extend and query an index of embeddings",
+    "annotate": "chains of thought for your own pairs, by a teacher model",
     "doctor": "what is installed, what a configuration needs, what is missing",
     "demo": "all stages on the packaged nano backbone, with a report",
 }

@@ -12,11 +12,13 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,6 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from twn_lightning.benchmark.registry import SUITE, selections
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.run import RunFolder
 from twn_lightning.settings import Settings
@@ -49,9 +52,11 @@ def conf_dir() -> Path:
 
 
 def groups() -> dict[str, list[str]]:
-    """The config groups and the options of each."""
+    """The config groups and the options of each: files, and the generated ones of MMEB-V2."""
     folders = sorted(folder for folder in conf_dir().iterdir() if folder.is_dir())
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    options = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    options["task"] += [f"{SUITE}/{name}" for name in selections()]
+    return options
 
 
 def load_settings(overrides: Sequence[str] = (), *, on_this_machine: bool = False) -> Settings:
@@ -82,8 +87,17 @@ def resolved_yaml(settings: Settings) -> str:
     return yaml.safe_dump(settings_to_dict(settings), sort_keys=False, allow_unicode=True)
 
 
+@cache
+def _store_tasks(folder: Path) -> None:
+    """Give Hydra `task=mmeb_v2/<name>` for everything that can be asked for: `conf/task/nano.yaml` with other names."""
+    plain = yaml.safe_load((folder / "task" / "nano.yaml").read_text(encoding="utf-8"))
+    for name in selections():
+        ConfigStore.instance().store(f"{name}.yaml", plain | {"suite": SUITE, "names": [name]}, group=f"task/{SUITE}")
+
+
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     """The resolved train config as plain values."""
+    _store_tasks(conf_dir())
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -178,10 +178,14 @@ class RunFolder:
 
 
 @contextmanager
-def recorded(run: RunFolder) -> Iterator[None]:
+def recorded(run: RunFolder, continue_with: str | None = None) -> Iterator[None]:
     """Write how the work inside ended, if it did not end well, and let the exception go on.
 
     An interrupt is one too when Lightning has turned it into an exit (Ctrl-C, or SIGTERM from a scheduler).
+
+    Args:
+        run: where.
+        continue_with: the command that goes on after an interrupt; None: `twn train --resume`.
 
     Raises:
         KeyboardInterrupt: on any of these interrupts.
@@ -189,7 +193,7 @@ def recorded(run: RunFolder) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as interrupt:
-        run.status("INTERRUPTED", f"continue with: twn train --resume {run.path}")
+        run.status("INTERRUPTED", f"continue with: {continue_with or f'twn train --resume {run.path}'}")
         raise KeyboardInterrupt from interrupt
     except BaseException as error:
         run.status("FAILED", f"{type(error).__name__}: {error}")

@@ -1,7 +1,8 @@
-"""`twn evaluate`: trained adapters under every router."""
+"""`twn evaluate`: trained adapters under every router, or an encoder on MMEB-V2."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from twn_lightning import config
 from twn_lightning.commands import parser
-from twn_lightning.evaluate import evaluate
+from twn_lightning.commands.suite_report import SuiteBars, print_suite
+from twn_lightning.evaluate import evaluate, evaluate_tasks
+from twn_lightning.evaluation.ranks import joined_processes
 from twn_lightning.reporting import print_tables
-from twn_lightning.run import RunFolder, recorded, run_folder_for
+from twn_lightning.run import RunFolder, is_first_process, recorded, run_folder_for
 from twn_lightning.settings import Settings
 from twn_lightning.train import device_for
 
@@ -20,15 +23,22 @@ def main(arguments: list[str]) -> None:
     """Evaluate, print the tables, say where the results are."""
     options = parser(
         "evaluate",
-        "Score adapters on held-out queries under every router; the packaged nano adapters unless others are named.",
+        "Score adapters on held-out queries under every router (the packaged nano adapters unless others are named), "
+        "or an encoder on tasks of MMEB-V2.",
         """twn evaluate
         twn evaluate adapters.init_from=outputs/gate/nano_gate/RUN/adapters
-        twn evaluate data.test_pairs=500 evaluation.routers=[never,always,adaptive]""",
+        twn evaluate data.test_pairs=500 evaluation.routers=[never,always,adaptive]
+        twn evaluate task=mmeb_v2/image task.annotations_root=ANNOTATIONS task.media_root=MEDIA
+        twn evaluate task=mmeb_v2/all task.media_root=MEDIA task.encoder=vlm2vec model.path=CHECKPOINT
+        twn evaluate task=mmeb_v2/all task.media_root=MEDIA paths.run_dir=RUN    (goes on where RUN was interrupted)""",
     )
     options.add_argument("overrides", nargs="*", help="group=option and key=value")
     overrides = options.parse_intermixed_args(arguments).overrides
     settings = config.load_settings(overrides, on_this_machine=True)
     run = run_folder_for(settings, kind="evaluate")
+    if settings.task.suite != "nano":
+        run_tasks(settings, overrides, run=run)
+        return
     print_tables(run_evaluation(settings, overrides, run=run))
     print(f"results: {run.path}\nreport:  twn report {run.path}")
 
@@ -67,3 +77,31 @@ def run_evaluation(
             progress=lambda done: progress.advance(bar, done),
         )
     return summary
+
+
+def run_tasks(settings: Settings, overrides: Sequence[str] = (), *, run: RunFolder) -> None:
+    """Evaluate on tasks of MMEB-V2, with progress bars, and print the scores. A run of the same suite is continued.
+
+    Args:
+        settings: the resolved settings.
+        overrides: what was typed, for the record.
+        run: where the results go.
+
+    Raises:
+        ConfigError: the folder holds a run of another kind.
+    """
+    suite = settings.task.suite
+    continued = run.read_status().get("suite") == suite
+    if not continued:
+        run.require_new()
+    run.create(settings, overrides, resumed_from=str(run.path) if continued else None)
+    run.status("RUNNING", suite=suite)
+    again = f"the same command with paths.run_dir={run.path}"
+    try:
+        with recorded(run, again), joined_processes(), SuiteBars() as bars:
+            result, means = evaluate_tasks(settings, run, device=str(device_for(settings.trainer)), progress=bars)
+    except KeyboardInterrupt:
+        print(f"nothing is lost, continue with: {again}", file=sys.stderr)
+        raise
+    if is_first_process():
+        print_suite(result, means)

@@ -5,7 +5,6 @@ Shape letters: N queries of the suite, D embedding width.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ def evaluate_source(
     )
     return score_outcomes(
         outcomes,
-        suite=evaluation.suite,
+        suite=source.name,
         has_gate=gate is not None,
         threshold=threshold,
         price=gate_settings.price,
@@ -240,10 +239,10 @@ def score_outcomes(
     return Evaluation(suite, list(outcomes), gain_N, think_N, threshold, scores, gate_metrics)
 
 
-def run_key_of(mode: str, threshold: float, protocol: dict[str, Any]) -> str:
+def run_key_of(threshold: float | None, query_mode: str, candidate_mode: str, digest: str) -> str:
     """Folder name of an evaluation: gate, query mode, candidate mode and a digest of what else decides the numbers."""
-    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:8]
-    return f"gate{threshold:.3f}-q_{mode}-c_discriminative-{digest}"
+    gate = "nogate" if threshold is None else f"gate{threshold:.3f}"
+    return f"{gate}-q_{query_mode}-c_{candidate_mode}-{digest}"
 
 
 def _prediction(outcome: QueryOutcome, think: bool) -> dict[str, Any]:

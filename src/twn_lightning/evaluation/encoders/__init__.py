@@ -1,0 +1,100 @@
+"""Models that the benchmark can evaluate, behind one protocol: TWN and its peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from twn_lightning.errors import ConfigError, unknown_name
+from twn_lightning.evaluation.encoders.protocol import EncodedItems, Encoder
+from twn_lightning.settings import ModelSettings
+
+__all__ = ["ENCODERS", "EncodedItems", "Encoder", "EncoderRequest", "get_encoder"]
+
+
+@dataclass(frozen=True)
+class EncoderRequest:
+    """What an encoder is built from; each takes what it has use for."""
+
+    model: ModelSettings
+    adapters_path: str | None
+    device: str
+    max_new_tokens: int
+    batch_size: int
+    threshold: float
+    blank_image: bool
+
+
+def _twn(request: EncoderRequest) -> Encoder:
+    from twn_lightning.evaluation.encoders.twn import TWNEncoder, load_trained
+
+    backbone, gate, threshold = load_trained(request.model, request.adapters_path, request.threshold, request.device)
+    return TWNEncoder(backbone, gate, threshold, request.max_new_tokens, request.batch_size)
+
+
+def _discriminative(style: str) -> Callable[[EncoderRequest], Encoder]:
+    def build(request: EncoderRequest) -> Encoder:
+        from twn_lightning.evaluation.encoders.discriminative import DiscriminativeEncoder
+
+        return DiscriminativeEncoder.load(
+            style, request.model, request.adapters_path, request.device, request.batch_size
+        )
+
+    return build
+
+
+def _ume_r1(request: EncoderRequest) -> Encoder:
+    from twn_lightning.evaluation.encoders.ume_r1 import UMER1Encoder
+
+    return UMER1Encoder.load(
+        request.model,
+        request.adapters_path,
+        request.device,
+        request.max_new_tokens,
+        request.batch_size,
+        blank_image=request.blank_image,
+    )
+
+
+ENCODERS: dict[str, Callable[[EncoderRequest], Encoder]] = {
+    "twn": _twn,
+    "vlm2vec": _discriminative("vlm2vec"),
+    "qwen3vl_embedding": _discriminative("qwen3vl_embedding"),
+    "ume_r1": _ume_r1,
+}
+"""Encoders by name; a model's modules are imported only when it is built."""
+
+
+def get_encoder(
+    name: str,
+    *,
+    model: ModelSettings,
+    adapters_path: str | None = None,
+    device: str = "cpu",
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    threshold: float = 0.5,
+    blank_image: bool = False,
+) -> Encoder:
+    """Build an encoder from settings.
+
+    Args:
+        name: `twn`, `vlm2vec`, `qwen3vl_embedding` or `ume_r1`.
+        model: the backbone of `twn`; for the others `path` is a checkpoint's folder, or `name` its hub id.
+        adapters_path: `twn`: a run's `adapters` folder, None for the packaged one; the others: a PEFT folder, None
+            where the checkpoint is whole.
+        device: where to put it.
+        max_new_tokens: cap of a CoT.
+        batch_size: most rows of a batch.
+        threshold: `twn`: the gate's, where its folder has none saved.
+        blank_image: `ume_r1`: a white image before inputs without media, as in its own evaluation.
+
+    Raises:
+        ConfigError: unknown name, or weights that cannot be had.
+        AdapterError: adapters that do not fit.
+    """
+    if name not in ENCODERS:
+        raise ConfigError(unknown_name("encoder", name, ENCODERS))
+    return ENCODERS[name](
+        EncoderRequest(model, adapters_path, device, max_new_tokens, batch_size, threshold, blank_image)
+    )
