@@ -22,6 +22,7 @@ VERBS = {
     "report": "write the report of finished runs",
     "preview": "look at rows of a data source as the model sees them",
     "embed": "embeddings, gate decisions and CoTs of a folder or a dataset",
+    "mine": "hard negatives for training, from your own embeddings",
     "search": "build, extend and query an index of embeddings",
     "annotate": "chains of thought for your own pairs, by a teacher model",
     "doctor": "what is installed, what a configuration needs, what is missing",

@@ -85,7 +85,7 @@ def _write_image_task(task: BenchmarkTask, paths: MirrorPaths, queries: int) -> 
     rows = []
     for number in range(queries):
         row: dict[str, object] = {
-            "qry_inst": f"{IMAGE_PLACEHOLDER}\n{(task.query_instruction or '').removesuffix('{text}').strip()}\n",
+            "qry_inst": f"{IMAGE_PLACEHOLDER}\n{(task.query_instruction or '').removesuffix('{text}').strip()}",
             "qry_text": "" if task.meta_task == "I-CLS" else f"What is at № {number}, près de l'étoile 星? ",
         }
         if task.parser != "image_t2i":

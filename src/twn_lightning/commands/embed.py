@@ -19,6 +19,7 @@ from twn_lightning.commands.encoder_flags import (
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.evaluation.embed import EmbedSettings, embed_inputs
 from twn_lightning.evaluation.inputs import Inputs, read_inputs, read_source
+from twn_lightning.settings import DataSettings
 from twn_lightning.types import Side
 
 SHOWN_SKIPPED = 10
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> None:
         """twn embed photos --output photo_embeddings
         twn embed rows.jsonl --root media --side candidate --format npy
         twn embed --source nano --split test --count 200
+        twn embed --source visrag --annotations-root MIRROR --media-root MEDIA --side candidate
         twn embed photos --adapters outputs/gate/RUN/adapters --mode generative --shard 0/4""",
     )
     options.add_argument(
@@ -41,6 +43,8 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--source", help="a data source instead, such as nano")
     options.add_argument("--split", default="test", help="the source's split (default test)")
     options.add_argument("--count", type=int, default=500, help="pairs of the source (default 500)")
+    options.add_argument("--annotations-root", help="the source's annotations (default: the hub)")
+    options.add_argument("--media-root", help="the source's media, a folder per scheme")
     options.add_argument("--output", help="the folder to write (default outputs/embed/NAME)")
     options.add_argument("--side", default="query", help="query or candidate (default query)")
     options.add_argument(
@@ -123,7 +127,10 @@ def _inputs(chosen: argparse.Namespace, side: Side) -> Inputs:
     if (chosen.input is None) == (chosen.source is None):
         raise ConfigError("name what to embed: a folder or a file of rows, or --source, and not both")
     if chosen.source is not None:
-        return read_source(chosen.source, chosen.split, side, chosen.count, chosen.instruction)
+        data = DataSettings(
+            source=chosen.source, annotations_root=chosen.annotations_root, media_root=chosen.media_root
+        )
+        return read_source(data, chosen.split, side, chosen.count, chosen.instruction)
     return files_of(chosen)
 
 

@@ -180,7 +180,7 @@ def read_hard_negatives(path: Path) -> dict[str, list[str]]:
     Raises:
         DataError: the file is missing, no Parquet, or lacks columns.
     """
-    remedy = "Write it with data.hard_negatives.write_hard_negatives"
+    remedy = "Write it with `twn mine`"
     table = _read_table(path, _COLUMNS[:2], "data.hard_negatives_path", remedy)
     return dict(zip(table["query_key"].to_pylist(), table["negative_hashes"].to_pylist(), strict=True))
 

@@ -104,11 +104,11 @@ def read_inputs(
     raise DataError(f"{path}: expected a folder, or a file of rows ({', '.join(ROW_FORMATS)})")
 
 
-def read_source(name: str, split: str, side: Side, count: int, instruction: str = "") -> Inputs:
+def read_source(data: DataSettings, split: str, side: Side, count: int, instruction: str = "") -> Inputs:
     """Queries of a data source's split, or the candidates of all its tasks, each once.
 
     Args:
-        name: the source.
+        data: the source and where its files are.
         split: its split.
         side: queries or candidates.
         count: pairs to read.
@@ -118,7 +118,8 @@ def read_source(name: str, split: str, side: Side, count: int, instruction: str 
         ConfigError: unknown source.
         DataError: unknown split, or no pairs.
     """
-    source = get_source(name, DataSettings(source=name))
+    name = data.source
+    source = get_source(name, data)
     require_split(name, split)
     inputs = Inputs(f"source '{name}', split '{split}'")
     if side is Side.QUERY:

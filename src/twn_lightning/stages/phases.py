@@ -67,6 +67,7 @@ def stored_rows_sampler(pairs: Sequence[Pair], stage: SFTSettings, data: DataSet
         seed=data.seed + 1,  # not the order of the first phase
         rank=rank(),
         world_size=world_size(),
+        weights=columns.weights,
     )
 
 

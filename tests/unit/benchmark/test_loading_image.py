@@ -51,10 +51,10 @@ def image_row(**changes: Any) -> dict[str, Any]:
 
 def test_image_and_text_to_text(tmp_path: Path) -> None:
     task = load("OK-VQA", tmp_path, [text_row()])
-    instruction = "Represent the given image with the following question:"
-    assert task.queries == [Item("OK-VQA/0", instruction, "What is 星?", image(tmp_path, "OK-VQA/0.jpg"))]
-    # Keys are the strings as they are, and a string listed twice is one candidate.
-    assert task.candidates == [Item("yes", "", "yes"), Item("no", "", "no"), Item(" yes ", "", "yes")]
+    instruction = "\nRepresent the given image with the following question:"
+    assert task.queries == [Item("OK-VQA/0", instruction, "What is 星? \n", image(tmp_path, "OK-VQA/0.jpg"))]
+    # Keys and texts are the strings as they are, and a string listed twice is one candidate.
+    assert task.candidates == [Item("yes", "", "yes"), Item("no", "", "no"), Item(" yes ", "", " yes ")]
     assert task.items == [RankingItem(("yes",), None, ("yes", "no", " yes "))]
     assert dict(task.counts) == {
         "num_queries": 1,
@@ -70,14 +70,14 @@ def test_image_and_text_to_text(tmp_path: Path) -> None:
 def test_candidates_of_several_rows_are_one_corpus(tmp_path: Path) -> None:
     task = load("ImageNet-1K", tmp_path, [text_row(), text_row(qry_text=None, tgt_text=["no", "cat"])])
     assert [item.key for item in task.candidates] == ["yes", "no", " yes ", "cat"]
-    assert [item.text for item in task.queries] == ["What is 星?", ""]
+    assert [item.text for item in task.queries] == ["What is 星? \n", ""]
     assert task.labels == [("yes",), ("no",)]
     assert task.candidate_keys == [("yes", "no", " yes "), ("no", "cat")]
 
 
 def test_inner_line_ends_lose_the_space_before_them(tmp_path: Path) -> None:
     task = load("ScienceQA", tmp_path, [text_row(qry_text="a? \n(A) x \n(B) y \n")])
-    assert task.queries[0].text == "a?\n(A) x\n(B) y"
+    assert task.queries[0].text == "a?\n(A) x\n(B) y\n\n"
 
 
 @pytest.mark.parametrize("name", ["WebQA", "EDIS"])
@@ -88,11 +88,12 @@ def test_text_to_captioned_image_has_no_stray_image_token(name: str, tmp_path: P
         image_row(tgt_text=["other", ""], tgt_img_path=["T/b.jpg", "T/c.jpg"]),
     ]
     task = load(name, tmp_path, rows)
-    assert task.queries[0] == Item(f"{name}/0", "Find an image.", "a red car")
+    assert task.queries[0] == Item(f"{name}/0", " Find an image.\n", "a red car\n")
+    shown = "  Represent the given image:\n"
     assert task.candidates == [
-        Item("T/a.jpg", "Represent the given image:", "red", image(tmp_path, "T/a.jpg")),
-        Item("T/b.jpg", "Represent the given image:", "blue", image(tmp_path, "T/b.jpg")),  # the first caption counts
-        Item("T/c.jpg", "Represent the given image:", "", image(tmp_path, "T/c.jpg")),
+        Item("T/a.jpg", shown, "red\n", image(tmp_path, "T/a.jpg")),
+        Item("T/b.jpg", shown, " blue\n\n", image(tmp_path, "T/b.jpg")),  # the first caption counts
+        Item("T/c.jpg", f"{shown} \n", "", image(tmp_path, "T/c.jpg")),
     ]
     assert task.items == [
         RankingItem(("T/a.jpg",), None, ("T/a.jpg", "T/b.jpg")),
@@ -109,7 +110,7 @@ def test_image_to_image_is_keyed_by_path_and_caption(tmp_path: Path) -> None:
     row = image_row(qry_img_path="Q/0.png", tgt_text=['"left man"', '"right man"'], tgt_img_path=["T/a.jpg", "T/a.jpg"])
     task = load("RefCOCO-Matching", tmp_path, [row])
     assert [item.key for item in task.candidates] == ["T/a.jpg:left man", "T/a.jpg:right man"]
-    assert [item.text for item in task.candidates] == ['"left man"', '"right man"']
+    assert [item.text for item in task.candidates] == ['"left man"\n', '"right man"\n']
     assert task.queries[0].media == image(tmp_path, "Q/0.png")
     assert task.labels == [("T/a.jpg:left man",)]
 
@@ -126,7 +127,7 @@ def test_qwen3_candidates_have_no_instruction(name: str, tmp_path: Path) -> None
     assert [(item.instruction, item.text) for item in task.candidates] == [("", "red"), ("", "blue")]
     assert task.queries[0].instruction == "Find an image."
     reference = load(name, tmp_path, rows)
-    assert [replace(item, instruction="") for item in reference.candidates] == task.candidates
+    assert [replace(item, instruction="", text=item.text.strip()) for item in reference.candidates] == task.candidates
 
 
 @pytest.mark.parametrize("name", [task.name for task in all_tasks() if task.modality == "image"])

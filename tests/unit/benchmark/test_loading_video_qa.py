@@ -15,7 +15,7 @@ from twn_lightning.errors import DataError
 
 QUESTION = (
     "Given a video and a question, select the most accurate answer from the provided candidates. "
-    "Return only the exact text of your chosen answer. Question:"
+    "Return only the exact text of your chosen answer. Question: "
 )
 FIRST = "(line 1|row 0)"
 """The first row of a .jsonl file, in messages."""
@@ -44,11 +44,11 @@ def test_videomme_lists_options_below_the_question_and_ranks_their_bare_texts(mi
     assert [c.text for c in loaded.candidates] == ["A cat", "3.5 dogs", "U.S", "D. ..."]
 
 
-def test_options_without_a_letter_stay_whole(mirror):
-    """The reference cuts at the first ". ", and to the last character where there is none."""
+def test_options_are_cut_at_the_first_dot_and_blank(mirror):
+    """Where there is none, the reference would keep the last character alone."""
     mirror.frames("Video-MME", "vid")
-    mirror.write("Video-MME", [VIDEOMME | {"options": ["Mr. Fox", "B.two"]}])
-    assert [c.text for c in mirror.load("Video-MME").candidates] == ["Mr. Fox", "B.two"]
+    mirror.write("Video-MME", [VIDEOMME | {"options": ["Mr. Fox", "B.two", "C. Mr. Fox. "]}])
+    assert [c.text for c in mirror.load("Video-MME").candidates] == ["Fox", "B.two", "Mr. Fox"]
 
 
 EGOSCHEMA = {
@@ -74,6 +74,14 @@ NEXTQA = {
     "a0": "rest", "a1": "play", "a2": "eat", "a3": "play", "a4": "dance",
 }  # fmt: skip
 NEXTQA_TEXT = "why is he there\nOptions:\n(A) rest\n(B) play\n(C) eat\n(D) play\n(E) dance"
+
+
+def test_egoschema_puts_a_blank_before_the_options_in_the_qwen3_protocol(mirror):
+    mirror.frames("EgoSchema", "vid")
+    mirror.write("EgoSchema", [EGOSCHEMA])
+    loaded = mirror.load("EgoSchema", "qwen3")
+    assert loaded.queries[0].instruction == QUESTION.removesuffix(" Question: ")
+    assert loaded.queries[0].text == "What did c do? A. C walks. B. C runs. C. C éats."
 
 
 def test_nextqa_shows_letters_but_ranks_bare_options(mirror):

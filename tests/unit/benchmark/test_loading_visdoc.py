@@ -102,7 +102,7 @@ def test_qwen3_pages_have_no_instruction(tmp_path: Path) -> None:
     write_triple(tmp_path, [(0, 11, 1), (1, 10, 1)])
     task = load(tmp_path, protocol="qwen3")
     assert {page.instruction for page in task.candidates} == {""}
-    assert {query.instruction for query in task.queries} == {PROMPT}
+    assert {query.instruction for query in task.queries} == {"Find a document image that matches the given query."}
 
 
 def test_the_version_decides_the_repository(tmp_path: Path) -> None:

@@ -155,22 +155,41 @@ def test_empty_items() -> None:
         builder().candidate("", "text")
 
 
-def test_texts_lose_outer_space_and_keys_do_not() -> None:
+def test_keys_and_texts_keep_their_outer_space() -> None:
     rows = builder()
     with rows.row(row()) as entry:
         entry.candidate(" a ", " a ", instruction=" find ")
         entry.query(" what? \n", [" a "], instruction=" look ")
     made = rows.finish()
-    assert (made.queries[0].instruction, made.queries[0].text) == ("look", "what?")
-    assert (made.candidates[0].key, made.candidates[0].instruction, made.candidates[0].text) == (" a ", "find", "a")
+    assert (made.queries[0].instruction, made.queries[0].text) == (" look ", " what? \n")
+    assert (made.candidates[0].key, made.candidates[0].instruction, made.candidates[0].text) == (" a ", " find ", " a ")
 
 
 def test_instructions_come_from_the_table_and_the_protocol() -> None:
     context, qwen3 = builder("WebQA").context, builder("WebQA", protocol="qwen3").context
     assert context.query_instruction == qwen3.query_instruction == "Find a Wikipedia image that answers this question:"
     assert context.target_instruction == "Represent the given Wikipedia image with related text information:"
-    assert (qwen3.target_instruction, qwen3.for_candidate("x"), context.for_candidate("x")) == ("", "", "x")
-    assert split_instruction(None) == ""
+    assert qwen3.target_instruction == ""
+
+
+def test_the_qwen3_protocol_has_its_own_wordings() -> None:
+    context, qwen3 = builder("MomentSeeker").context, builder("MomentSeeker", protocol="qwen3").context
+    assert context.query_instruction == "Find the clip that corresponds to the given text:"
+    assert qwen3.query_instruction == "Find the clip that corresponds to the given text."
+    assert context.query_variant("image") == "Select the video clip that aligns with the given text and image:"
+    assert qwen3.query_variant("image") == "Select the video clip that aligns with the given text and image."
+    assert qwen3.query_variant("sound") == qwen3.query_instruction
+    assert builder("MSVD").context.query_variant("image") == builder("MSVD").context.query_instruction
+    reworded = builder("MomentSeeker", protocol="qwen3", qwen3_query_instruction_variants={}).context
+    assert reworded.query_variant("image") == context.query_variant("image")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [(None, ""), ("Find: {text}", "Find:"), ('labeled as "{text}"', 'labeled as "{text}"'), ("Watch. ", "Watch. ")],
+)
+def test_instructions_lose_only_the_place_of_the_text(template: str | None, expected: str) -> None:
+    assert split_instruction(template) == expected
 
 
 def test_frames_of_the_protocol_or_all() -> None:

@@ -11,6 +11,7 @@ from made_images import save_image
 
 from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.evaluation.inputs import read_inputs, read_source
+from twn_lightning.settings import DataSettings
 from twn_lightning.types import Side
 
 
@@ -89,9 +90,9 @@ def test_bad_inputs_say_what_is_wrong(folder: Path, tmp_path: Path) -> None:
 
 
 def test_sources_give_queries_or_each_candidate_once() -> None:
-    queries = read_source("nano", "test", Side.QUERY, 5)
+    queries = read_source(DataSettings(), "test", Side.QUERY, 5)
     assert [item.key for item in queries.items] == [f"nano/test/{i}" for i in range(5)]
-    candidates = read_source("nano", "test", Side.CANDIDATE, 5)
+    candidates = read_source(DataSettings(), "test", Side.CANDIDATE, 5)
     assert len({item.key for item in candidates.items}) == len(candidates)
     with pytest.raises(DataError, match="did you mean 'test'"):
-        read_source("nano", "tests", Side.QUERY, 5)
+        read_source(DataSettings(), "tests", Side.QUERY, 5)
