@@ -47,7 +47,7 @@ class NumericalError(TWNError):
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """The sentence for a name that does not exist: the nearest match, then everything that does exist.
+    """The sentence for a name that does not exist: the nearest match, whatever its case, then everything there is.
 
     Args:
         what: the kind of thing, as in "config key" or "source".
@@ -58,6 +58,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
         A message such as `unknown source 'nan': did you mean 'nano'? There are: nano, tiny`.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f": did you mean {near[0]!r}?" if near else "."
+    folded = {known_name.casefold(): known_name for known_name in names}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    hint = f": did you mean {folded[near[0]]!r}?" if near else "."
     return f"unknown {what} {name!r}{hint} There are: {', '.join(names) or 'none'}"

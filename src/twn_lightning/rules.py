@@ -85,7 +85,7 @@ _STAGE_RANGES: dict[type, dict[str, str]] = {
         **dict.fromkeys(["pool_size", "pool_refresh_steps"], _AT_LEAST_1),
         **dict.fromkeys(["learning_rate", "clip_norm", "sampling_temperature", "reward_temperature"], _POSITIVE),
         **dict.fromkeys(["clip_low", "clip_high"], "above 0 and below 1"),
-        **dict.fromkeys(["weight_decay", "kl"], _AT_LEAST_0),
+        **dict.fromkeys(["weight_decay", "kl", "min_live_groups"], _AT_LEAST_0),
         **dict.fromkeys(["format_weight", "rank_weight", "gap_weight"], _AT_LEAST_0),
     },
 }
@@ -191,6 +191,12 @@ def _rl(settings: Settings) -> Iterator[Problem]:
             ("stage.clip_low", "stage.clip_high"),
             f"stage.clip_high ({stage.clip_high}) is below stage.clip_low ({stage.clip_low}): clip-higher is the "
             "asymmetry meant here, such as .2 and .28",
+        )
+    if stage.min_live_groups > stage.prompts_per_step:
+        yield Problem(
+            ("stage.min_live_groups", "stage.prompts_per_step"),
+            f"stage.min_live_groups ({stage.min_live_groups}) is above stage.prompts_per_step "
+            f"({stage.prompts_per_step}), so no rollout would ever change the weights: lower it",
         )
     if stage.format_weight + stage.rank_weight + stage.gap_weight == 0:
         keys = ("stage.format_weight", "stage.rank_weight", "stage.gap_weight")

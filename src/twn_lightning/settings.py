@@ -161,6 +161,8 @@ class RLSettings:
     completions_per_prompt: int = 8
     max_steps: int = 60
     updates_per_rollout: int = 2
+    min_live_groups: int = 1
+    """A rollout with fewer groups whose rewards differ changes no weight."""
     chunk_size: int = 256
     learning_rate: float = 3e-4
     weight_decay: float = 0.0

@@ -126,6 +126,7 @@ CONTRADICTIONS = [
     ("sft", {"stage": {"schedule": "two_phase"}, "adapters": {"prefix": "embedding"}}, "stored caches"),
     ("sft", {"stage": {"schedule": "two_phase"}, "adapters": {"arrangement": "shared"}}, "stored caches"),
     ("rl", {"stage": {"clip_low": 0.3}}, "clip_high (0.28) is below"),
+    ("rl", {"stage": {"min_live_groups": 33}}, "is above stage.prompts_per_step (32)"),
     ("rl", {"stage": {"format_weight": 0, "rank_weight": 0, "gap_weight": 0}}, "every reward weight is 0"),
     ("rl", {"interface": {"name": "kv_joint"}}, "interface=kv_detached"),
     ("rl", {"adapters": {"arrangement": "shared"}}, "adapters.arrangement=dual"),

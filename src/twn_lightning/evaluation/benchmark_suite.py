@@ -246,15 +246,18 @@ def _load(suite: _Suite, entry: BenchmarkTask | EvalTask) -> EvalTask:
 
 def _encode(suite: _Suite, task: str, side: Side, items: Sequence[Item]) -> TaskSide:
     mode = _modes(suite.protocol)[side]
-    return encode_side(
-        CachedEncoder(suite.encoder, side, mode, suite.cache, suite.identities[side]),
-        items,
-        folder=suite.folder / task,
-        chunk_size=suite.chunk_size,
-        on_error=suite.on_error,
-        started=partial(suite.progress.side_started, task, side),
-        progress=suite.progress.advanced,
-    )
+    try:
+        return encode_side(
+            CachedEncoder(suite.encoder, side, mode, suite.cache, suite.identities[side]),
+            items,
+            folder=suite.folder / task,
+            chunk_size=suite.chunk_size,
+            on_error=suite.on_error,
+            started=partial(suite.progress.side_started, task, side),
+            progress=suite.progress.advanced,
+        )
+    except DataError as error:  # names the item and its file
+        raise DataError(f"task '{task}', {side.value}: {error}") from error
 
 
 def _record(suite: _Suite, digest: str, sides: Sequence[TaskSide]) -> dict[str, Any]:

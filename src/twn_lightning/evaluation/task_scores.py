@@ -127,7 +127,7 @@ def score_task(
             **{name: found[name] for name in ("tie_rate", "constant_queries", "constant_candidates")},
             "counts": count_guard(task),
         },
-        "counts": dict(task.counts),
+        "counts": {**task.counts, "skipped": len(task.skipped) + len(left.skipped)},
         "skipped": [*task.skipped, *left.skipped],
     }
     return scores, list(_predictions(task, queries, left, ranked, top_k))

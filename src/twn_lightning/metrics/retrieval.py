@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -88,9 +88,10 @@ def checked_ks(ks: Sequence[int]) -> tuple[int, ...]:
     Raises:
         DataError: none, or one below 1.
     """
-    if not ks or min(ks) < 1:
-        raise DataError(f"ks must be cut-offs of at least 1, got {list(ks)}")
-    return tuple(sorted(set(ks)))
+    cutoffs = tuple(sorted({int(k) for k in ks})) if isinstance(ks, Iterable) else ()
+    if not cutoffs or cutoffs[0] < 1:
+        raise DataError(f"ks must be cut-offs of at least 1, got {list(cutoffs) or ks}")
+    return cutoffs
 
 
 def _ranks(query: int, prediction: Any, deepest: int) -> dict[Hashable, int]:

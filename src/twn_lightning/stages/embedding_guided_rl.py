@@ -106,12 +106,20 @@ class EmbeddingGuidedRL(TWNStage):
         num_tokens = int(sum_over_ranks(scored.rollout.cots.mask_BT.sum(), self.device))
         if num_tokens == 0:
             raise NumericalError("every completion is empty: the policy ends its turn at the first token.")
+        values = scored.log_values()
+        if values["rl/live_groups"] < self.stage.min_live_groups:
+            self.skip_updates()
+            return values
         updates = [self.update(batch, scored, num_tokens) for _ in range(self.stage.updates_per_rollout)]
         over_tokens = sum(sums for sums, _ in updates) / (num_tokens * len(updates))
         ratio, clip_share, kl = sum_over_ranks(over_tokens, self.device).tolist()
         _, optimizer_values = updates[-1]
-        values = {"rl/ratio": ratio, "rl/clip_share": clip_share, "rl/kl": kl}
-        return {**scored.log_values(), **values, **optimizer_values}
+        return {**values, "rl/ratio": ratio, "rl/clip_share": clip_share, "rl/kl": kl, **optimizer_values}
+
+    def skip_updates(self) -> None:
+        """Leave the weights alone where hardly a group has anything to teach: Adam would scale noise to full steps."""
+        for _ in range(self.stage.updates_per_rollout):
+            self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
 
     @torch.no_grad()
     def roll_out(self, batch: ContrastiveBatch, step: int) -> ScoredRollout:

@@ -34,7 +34,7 @@ class ScoredRollout:
         return self.rollout.advantages_B
 
     def log_values(self) -> dict[str, float]:
-        """Means over the completions of all ranks; degenerate groups are counted."""
+        """Means over the completions of all ranks; groups whose rewards differ are counted, and those whose do not."""
         cots = self.rollout.cots
         sums = {
             **self.terms.sums(),
@@ -45,7 +45,8 @@ class ScoredRollout:
         vector = torch.stack([*sums.values(), *torch.tensor(counts).to(cots.ids_BT)]).double()
         *totals, completions, degenerate = sum_over_ranks(vector, vector.device).tolist()
         means = {name: total / completions for name, total in zip(sums, totals, strict=True)}
-        return {**means, "rl/degenerate_groups": degenerate}
+        groups = completions / self.rollout.group_size
+        return {**means, "rl/degenerate_groups": degenerate, "rl/live_groups": groups - degenerate}
 
 
 @dataclass

@@ -188,3 +188,14 @@ def test_the_pool_leaves_out_the_targets_of_the_batch(tmp_path: Path) -> None:
     assert torch.equal(pool.rivals(stage.backbone, "nano/sum", 1, corpus[:3]), others)
     assert not torch.allclose(pool.rivals(stage.backbone, "nano/sum", 2, corpus[:3]), others)
     assert len(TargetPool(source, 5, 2, 8, seed=0).rivals(stage.backbone, "nano/sum", 0, [])) == 5
+
+
+def test_rollouts_with_too_few_live_groups_change_nothing(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, min_live_groups=10_000)
+    before = [p.clone() for p in stage_of(settings).backbone.adapters.parameters("reasoning")]
+    stage = train(settings)
+    for parameter, old in zip(stage.backbone.adapters.parameters("reasoning"), before, strict=True):
+        assert torch.equal(parameter, old)
+    schedule = stage.lr_schedulers()
+    assert schedule.last_epoch == settings.stage.max_steps * settings.stage.updates_per_rollout
+    assert stage.final_metrics()["rl/held_out_gain"] == 0.0
