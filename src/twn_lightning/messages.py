@@ -31,11 +31,17 @@ def exit_code(work: Callable[[], int | None]) -> int:
     """Run something and turn how it ends into a message for people and a process's exit code.
 
     Returns:
-        What `work` returns (None is 0); 2 after a `TWNError`, 130 after an interrupt. Other exceptions go through, and
-        with TWN_DEBUG=1 all do.
+        What `work` returns (None is 0); 2 after a `TWNError`, 130 after an interrupt, 1 where nobody reads the output
+        any more (`| head`). Other exceptions go through, and with TWN_DEBUG=1 all do.
     """
     try:
-        return work() or 0
+        code = work() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except TWNError as error:
         if os.environ.get("TWN_DEBUG"):
             raise

@@ -60,6 +60,7 @@ def test_the_protocol_stays_as_named_without_changes() -> None:
     ("override", "expected"),
     [
         ("task=mmeb_v2/imag", "did you mean 'mmeb_v2/image'"),
+        ("task=mmeb_v2/msr-vtt", "did you mean 'mmeb_v2/MSR-VTT'"),
         ("task=mmeb_v2/DocVQ", "did you mean 'mmeb_v2/DocVQA'"),
         ("task.media_rot=x", "did you mean 'task.media_root'"),
         ("task.ties=random", "one of pessimistic, optimistic, first"),

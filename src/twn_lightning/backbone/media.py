@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from twn_lightning.errors import DataError
 from twn_lightning.types import Media
@@ -72,8 +72,9 @@ def _decode_image(source: Path | io.BytesIO, name: str, key: str) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise DataError(_too_large(key, name, str(error))) from error
     except _BROKEN_IMAGE as error:
+        why = type(error).__name__ if isinstance(error, UnidentifiedImageError) else error  # its text is an address
         raise DataError(
-            f"item '{key}': image {name} cannot be decoded ({error}). It is truncated, corrupt or not an image: "
+            f"item '{key}': image {name} cannot be decoded ({why}). It is truncated, corrupt or not an image: "
             "fetch it again or drop the row"
         ) from error
 

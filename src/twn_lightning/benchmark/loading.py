@@ -51,6 +51,8 @@ def load_task(
     """
     if on_error not in get_args(OnError):
         raise ConfigError(unknown_name("on_error", str(on_error), get_args(OnError)))
+    if not isinstance(media_root, (str, Path)):
+        raise ConfigError(f"media_root must be the folder that holds image-tasks, video-tasks, ..., not {media_root!r}")
     protocol = get_protocol(protocol)
     task = resolve_task(name_or_row).at_version(protocol.version)
     parser = get_parser(task.parser)
@@ -76,6 +78,8 @@ def resolve_task(name_or_row: str | BenchmarkTask | Mapping[str, Any]) -> Benchm
         return name_or_row
     if isinstance(name_or_row, str):
         return get_task(name_or_row)
+    if not isinstance(name_or_row, Mapping):
+        raise ConfigError(f"a task is its name, its row or a mapping with a row's fields, not {name_or_row!r}")
     known = next((asdict(task) for task in all_tasks() if task.name == name_or_row.get("name")), {})
     names = [field.name for field in fields(BenchmarkTask)]
     given = {name: name_or_row[name] for name in names if name_or_row.get(name) is not None}
@@ -112,7 +116,9 @@ def _counts(task: BenchmarkTask, rows: TaskRows) -> dict[str, int]:
 def _check_counts(context: LoadContext, rows: TaskRows, strict: bool) -> None:
     """Compare with the table. Rows that were skipped on request count as found."""
     task = context.task
-    advice = "The data may be of another version or incomplete; strict_counts=False accepts them as they are"
+    advice = (
+        "The data may be of another version or incomplete; strict_counts=False accepts it (task.strict_counts=false)"
+    )
     queries = len(rows.queries) + rows.skipped_queries
     if strict and queries != task.num_queries:
         raise DataError(f"task '{task.name}': found {queries} queries, the table says {task.num_queries}. {advice}")

@@ -180,8 +180,10 @@ class RowBuilder:
         """
         if not self._queries:
             first = f" The first: {self._skipped[0]}" if self._skipped else ""
+            task = self.context.task
+            where = f"{task.hf_repo}, subset {task.hf_subset or 'default'}, split {task.hf_split}"
             raise DataError(
-                f"task '{self.context.task.name}': no query was found ({len(self._skipped)} rows skipped).{first}"
+                f"task '{task.name}': no query was found in {where} ({len(self._skipped)} rows skipped).{first}"
             )
         sizes = (min(self._list_sizes), max(self._list_sizes)) if self._list_sizes else None
         return TaskRows(

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
         twn evaluate adapters.init_from=outputs/gate/nano_gate/RUN/adapters
         twn evaluate data.test_pairs=500 evaluation.routers=[never,always,adaptive]
         twn evaluate task=mmeb_v2/image task.annotations_root=ANNOTATIONS task.media_root=MEDIA
-        twn evaluate task=mmeb_v2/all task.media_root=MEDIA task.encoder=vlm2vec model.path=CHECKPOINT
+        twn evaluate task=mmeb_v2/all task.encoder=vlm2vec task.query_mode=discriminative model.path=CHECKPOINT
         twn evaluate task=mmeb_v2/all task.media_root=MEDIA paths.run_dir=RUN    (goes on where RUN was interrupted)""",
     )
     options.add_argument("overrides", nargs="*", help="group=option and key=value")

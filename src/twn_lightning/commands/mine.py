@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from twn_lightning.evaluate import build_encoder, protocol_of
 from twn_lightning.evaluation.embedding_cache import EmbeddingCache
 from twn_lightning.evaluation.mining import mine_pairs
 from twn_lightning.train import device_for
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -49,7 +52,8 @@ def main(arguments: list[str]) -> None:
     require_pairs(pairs, source.name, chosen.split)
     encoder = build_encoder(settings, protocol_of(settings.task), str(device_for(settings.trainer)))
     with progress_bar() as progress:
-        bar = progress.add_task("queries and targets", total=None)
+        distinct = {(pair.source, pair.target_hash) for pair in pairs}
+        bar = progress.add_task("queries and targets", total=len(pairs) + len(distinct))
         mined = mine_pairs(
             encoder,
             pairs,
@@ -65,3 +69,9 @@ def main(arguments: list[str]) -> None:
         f"{sum(found)} negatives of {len(found)} queries, {sum(n < chosen.count for n in found)} queries with fewer "
         f"than {chosen.count}: {chosen.output}"
     )
+    if not any(found):
+        log.warning(
+            "no target is both wrong and below %s times its positive's score: the embeddings do not tell targets "
+            "apart, or the split has hardly any; raise --relative-margin or take more pairs",
+            chosen.relative_margin,
+        )

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--count", type=int, default=500, help="pairs that the statistics are over (default 500)")
     options.add_argument("--rows", type=int, default=3, help="pairs to show in full (default 3)")
     options.add_argument("--model", default="nano", help="whose tokens to count: a model config (default nano)")
-    chosen = options.parse_args(arguments)
+    chosen = options.parse_intermixed_args(arguments)
     named = [f"data.source={chosen.source}"] if chosen.source else []
     settings = config.load_settings([f"model={chosen.model}", *chosen.overrides, *named])
     require_split(settings.data.source, chosen.split)

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.mmeb_files import annotation_path, write_image, write_jsonl
+from tests.support.mmeb_fixtures import build_mirror
 from twn_lightning.benchmark import EvalTask, get_task, load_task
 from twn_lightning.benchmark.loading import resolve_task
 from twn_lightning.errors import ConfigError, DataError
@@ -102,7 +105,9 @@ def test_a_broken_line_is_skipped_too(tmp_path: Path) -> None:
 
 def test_nothing_left_is_an_error_even_when_skipping(tmp_path: Path) -> None:
     write_image_task(tmp_path, {number: put("tgt_text", []) for number in range(3)})
-    with pytest.raises(DataError, match=r"no query was found \(3 rows skipped\).*line 1"):
+    with pytest.raises(
+        DataError, match=r"no query was found in ziyjiang/MMEB_Test_Instruct.*\(3 rows skipped\).*line 1"
+    ):
         load(tmp_path, IMAGE, on_error="skip")
 
 
@@ -243,3 +248,24 @@ def test_unknown_names(arguments: dict[str, Any], message: str, tmp_path: Path) 
 def test_a_media_folder_that_leaves_the_root(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"field 'media': the path '\.\./x' leaves its root"):
         load_task(task_row(media="../x"), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "column"), [("Video-MME", "question_id"), ("EgoSchema", "question_idx"), ("ActivityNetQA", "question_id")]
+)
+def test_a_question_id_that_occurs_twice_is_an_error(tmp_path: Path, task: str, column: str) -> None:
+    mirror = build_mirror(tmp_path, [task], queries=2)
+    found = get_task(task)
+    split = f"{found.hf_repo}/{found.hf_subset or 'default'}/{found.hf_split}"
+    file = next(mirror.annotations_root.glob(f"{split}.*"))
+    rows = pq.read_table(file).to_pylist()
+    pq.write_table(pa.Table.from_pylist([rows[0], rows[1] | {column: rows[0][column]}]), file)
+    with pytest.raises(DataError, match=rf"{task}.*occurs a second time"):
+        load_task(task, mirror.annotations_root, mirror.media_root, strict_counts=False)
+
+
+def test_arguments_that_are_no_task_or_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a task is its name"):
+        load_task(7, tmp_path, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="media_root must be the folder"):
+        load_task("MSVD", tmp_path, None)  # type: ignore[arg-type]

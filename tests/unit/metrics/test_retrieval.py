@@ -209,3 +209,6 @@ def test_empty_predictions_no_queries_and_bad_cut_offs_are_refused() -> None:
         ranking_metrics([], [])
     with pytest.raises(DataError, match=r"at least 1, got \[0, 5\]"):
         ranking_metrics([["a"]], [["a"]], ks=(0, 5))
+    with pytest.raises(DataError, match="at least 1, got 5"):
+        ranking_metrics([["a"]], [["a"]], ks=5)  # type: ignore[arg-type]
+    assert ranking_metrics([["a"]], [["a"]], ks=np.array([1, 3])) == ranking_metrics([["a"]], [["a"]], ks=(1, 3))

@@ -53,7 +53,13 @@ def videomme(context: LoadContext) -> TaskRows:
             right = _position(row, options, _letter_index(row, "answer"))
             text = row.text("question") + "\n" + "\n".join(options)
             video = find_video(context, row, row.identifier("videoID"))
-            entry.query(text, labels=[options[right]], media=(video,), instruction=_instruction(context))
+            entry.query(
+                text,
+                labels=[options[right]],
+                media=(video,),
+                instruction=_instruction(context),
+                id=_id(row, "question_id"),
+            )
             _add_stripped(entry, options)
     return rows.finish()
 
@@ -72,7 +78,13 @@ def egoschema(context: LoadContext) -> TaskRows:
             between = " " if context.protocol.prompts == "qwen3" else ""
             text = row.text("question") + between + " ".join(options)
             video = find_video(context, row, row.identifier("video_idx"))
-            entry.query(text, labels=[options[right]], media=(video,), instruction=_instruction(context))
+            entry.query(
+                text,
+                labels=[options[right]],
+                media=(video,),
+                instruction=_instruction(context),
+                id=_id(row, "question_idx"),
+            )
             _add_stripped(entry, options)
     return rows.finish()
 
@@ -115,7 +127,9 @@ def activitynetqa(context: LoadContext) -> TaskRows:
                 raise DataError(f"{row.where}: {unknown_name('answer', answer, YES_NO)}")
             video = find_video(context, row, f"v_{row.identifier('video_name')}")
             text = row.text("question") + "? (A) yes; (B) no."
-            entry.query(text, labels=[answer], media=(video,), instruction=_instruction(context))
+            entry.query(
+                text, labels=[answer], media=(video,), instruction=_instruction(context), id=_id(row, "question_id")
+            )
             for option in YES_NO:
                 entry.candidate(option, option)
     return rows.finish()
@@ -148,6 +162,11 @@ def mvbench(context: LoadContext) -> TaskRows:
             for candidate in candidates:
                 entry.candidate(candidate, candidate)
     return rows.finish()
+
+
+def _id(row: Row, column: str) -> str | None:
+    """The row's own id, which no other row may have; None in a copy of the data that lacks the column."""
+    return row.identifier(column) if row.has(column) else None
 
 
 def _mvbench_rows(context: LoadContext) -> Iterator[tuple[str | None, Row]]:

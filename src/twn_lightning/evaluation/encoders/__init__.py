@@ -56,6 +56,8 @@ def _ume_r1(request: EncoderRequest) -> Encoder:
     )
 
 
+OWN_BACKBONES = ("nano", "tiny")
+"""Backbones that only `twn` can be built on."""
 ENCODERS: dict[str, Callable[[EncoderRequest], Encoder]] = {
     "twn": _twn,
     "vlm2vec": _discriminative("vlm2vec"),
@@ -95,6 +97,11 @@ def get_encoder(
     """
     if name not in ENCODERS:
         raise ConfigError(unknown_name("encoder", name, ENCODERS))
+    if name != "twn" and model.path is None and model.name in OWN_BACKBONES:
+        raise ConfigError(
+            f"encoder '{name}' runs a checkpoint of its own kind, and model.name is '{model.name}': set model.path to "
+            "the checkpoint's folder, or model.name to its id on the hub"
+        )
     return ENCODERS[name](
         EncoderRequest(model, adapters_path, device, max_new_tokens, batch_size, threshold, blank_image)
     )
