@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, Protocol, overload, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from twn_lightning.data.lazy import LazyRows
 from twn_lightning.errors import DataError
 from twn_lightning.types import Item, Pair, Side
 
@@ -65,7 +66,7 @@ def columns_of(pairs: Sequence[Pair]) -> PairColumns:
     return PairColumns(sources, hashes, query_cots, candidate_cots)
 
 
-class RowView(Sequence[Any]):
+class RowView(LazyRows[Any]):
     """Some rows of a sequence whose elements are made when they are asked for.
 
     Args:
@@ -79,9 +80,8 @@ class RowView(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self._values[row] for row in self._rows[index]]
+    def row(self, index: int) -> Any:
+        """The element, asked of the whole sequence."""
         return self._values[self._rows[index]]
 
 
@@ -98,7 +98,7 @@ class FilterReport:
         return f"kept {self.kept} of {self.total} pairs" + (f"; dropped: {reasons}" if reasons else "")
 
 
-class PairSubset(Sequence[Pair]):
+class PairSubset(LazyRows[Pair]):
     """Some rows of a pair sequence, still lazy, with their columns at hand.
 
     Args:
@@ -120,13 +120,8 @@ class PairSubset(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Pair]: ...
-    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        if isinstance(index, slice):
-            return [self._pairs[row] for row in self._rows[index]]
+    def row(self, index: int) -> Pair:
+        """The pair, asked of the whole sequence."""
         return self._pairs[self._rows[index]]
 
     def columns(self) -> PairColumns:

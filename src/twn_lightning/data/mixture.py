@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
 
 import numpy as np
 
 from twn_lightning.data.corpus import PairColumns
 from twn_lightning.data.file_corpus import FileCorpus
 from twn_lightning.data.hard_negatives import read_hard_negatives
+from twn_lightning.data.lazy import LazyRows
 from twn_lightning.data.sources import Split, require_split
 from twn_lightning.errors import ConfigError, DataError, unknown_name
 from twn_lightning.settings import DataSettings, SourceSettings
@@ -33,7 +33,7 @@ TARGETS_PER_TASK = 1000
 """A task's candidates are the targets of the split's pairs, and further targets of the task up to this many."""
 
 
-class MixturePairs(Sequence[Pair]):
+class MixturePairs(LazyRows[Pair]):
     """Rows of several corpora. A pair is built when it is indexed.
 
     Args:
@@ -58,13 +58,8 @@ class MixturePairs(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._corpus_N)
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Pair]: ...
-    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def row(self, index: int) -> Pair:
+        """The pair, read from its corpus."""
         corpus, position = self.place(index)
         return corpus.pair(position, self._mined)
 
@@ -84,7 +79,7 @@ class MixturePairs(Sequence[Pair]):
         )
 
 
-class _Cots(Sequence["str | None"]):
+class _Cots(LazyRows["str | None"]):
     """One side's CoTs, read from the files."""
 
     def __init__(self, places: Sequence[tuple[FileCorpus, int]], side: Side) -> None:
@@ -93,9 +88,8 @@ class _Cots(Sequence["str | None"]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
+    def row(self, index: int) -> str | None:
+        """The CoT, read from its file."""
         corpus, position = self._places[index]
         draft = corpus.draft(position)
         return draft.query.cot if self._side is Side.QUERY else draft.positive.cot

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from twn_lightning.data.json_file import JsonFile
+from twn_lightning.data.lazy import LazyRows
 from twn_lightning.data.record_files import RecordFile, TableFile
 from twn_lightning.data.roots import MediaRoot
 from twn_lightning.errors import DataError
@@ -25,7 +26,7 @@ from twn_lightning.errors import DataError
 _DEFAULT_FOLDERS = ("default", "data", ".")
 
 
-class Records(Sequence[dict[str, Any]]):
+class Records(LazyRows[dict[str, Any]]):
     """The rows of one or several files; each is read when it is indexed.
 
     Args:
@@ -43,13 +44,8 @@ class Records(Sequence[dict[str, Any]]):
         for file in self.files:
             yield from file
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def row(self, index: int) -> dict[str, Any]:
+        """The row, read from its file."""
         file, row = self._place(index)
         return file.row(row)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import cache
-from typing import overload
 
 import numpy as np
 
 from twn_lightning.data.corpus import PairColumns
+from twn_lightning.data.lazy import LazyRows
 from twn_lightning.data.nano import world
 from twn_lightning.data.nano.digits import SPLIT_SHARES
 from twn_lightning.data.sources import require_split
@@ -35,7 +34,7 @@ def _answer_hash(task: str, answer: str) -> str:
     return hashlib.sha256(f"nano/{kind}/{answer}".encode()).hexdigest()[:16]
 
 
-class NanoPairs(Sequence[Pair]):
+class NanoPairs(LazyRows[Pair]):
     """Pairs of one split: tasks and steps are drawn at once, scenes are drawn when a pair is asked for.
 
     Args:
@@ -55,16 +54,8 @@ class NanoPairs(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._tasks)
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Pair]: ...
-    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"pair {index} of {len(self)}")
-        index %= len(self)
+    def row(self, index: int) -> Pair:
+        """The pair, drawn now."""
         question = self._question(index)
         task = question.task
         query = world.query_item(question, f"nano/{self.split}/{index}")
