@@ -1,6 +1,8 @@
 """Collect the seeds of the RL study into results.json: held-out reward and hit@1 before and after, paired intervals.
 
-twn train --multirun experiment=nano_rl seed=0,1,2 stage.max_steps=25 data.val_pairs=600 trainer.val_every_steps=25
+twn train experiment=demo_sft stage.max_steps=30 data.train_pairs=6000 data.val_pairs=300 paths.run_dir=outputs/rl_start
+twn train --multirun experiment=nano_rl seed=0,1,2 adapters.init_from=outputs/rl_start/adapters data.val_pairs=1000 \\
+    trainer.val_every_steps=60
 python experiments/rl_nano/collect.py outputs/sweeps/nano_rl/TIME
 """
 

@@ -137,6 +137,7 @@ def evaluate_tasks(
         annotations_root=_path(task.annotations_root),
         media_root=_path(task.media_root),
         protocol=protocol,
+        model_name=None if settings.name == Settings.name else settings.name,
         cache=cache,
         strict_counts=task.strict_counts,
         on_error=task.on_error,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def test_all_tasks_load_and_score_in_one_command(
     printed = capsys.readouterr().out
     assert "complete: image" in printed
     (file,) = (tmp_path / "run").glob("eval/mmeb_v2/*/mmeb_v2.json")
-    metrics = json.loads(file.read_text())["metrics"]
+    document = json.loads(file.read_text())
+    assert re.fullmatch("tiny\\+[0-9a-f]{8}", document["metadata"]["model_name"])
+    metrics = document["metrics"]
     for task in all_tasks():
         assert set(metrics[task.modality][task.name]) == set(BENCHMARK_KEYS)
         scores = json.loads((file.parent / task.name / "scores.json").read_text())
@@ -100,7 +103,9 @@ def test_an_interrupted_evaluation_goes_on_in_its_folder(
             raise KeyboardInterrupt
         return encode(self, *arguments, **options)
 
-    assert cli.main(arguments(mirror, tmp_path / "straight", adapters, *FEW)) == 0
+    assert cli.main(arguments(mirror, tmp_path / "straight", adapters, "name=mine", *FEW)) == 0
+    (file,) = tmp_path.glob("straight/run/eval/mmeb_v2/*/mmeb_v2.json")
+    assert json.loads(file.read_text())["metadata"]["model_name"] == "mine"
     monkeypatch.setattr(TWNEncoder, "encode", interrupted)
     assert cli.main(arguments(mirror, tmp_path / "cut", adapters, *FEW)) == 130
     assert "continue with: the same command" in capsys.readouterr().err

@@ -18,8 +18,9 @@ from twn_lightning.benchmark.protocol import Protocol, get_protocol
 from twn_lightning.benchmark.registry import SUITE, BenchmarkTask, get_task
 from twn_lightning.environment import version_of
 from twn_lightning.errors import ConfigError, DataError
+from twn_lightning.evaluation.adaptive_cache import cached_encoder
 from twn_lightning.evaluation.embedding_cache import CachedEncoder, EmbeddingCache, identity_digest
-from twn_lightning.evaluation.encoders.protocol import Encoder
+from twn_lightning.evaluation.encoders.protocol import Encoder, NamedModel
 from twn_lightning.evaluation.ranks import failing_together, from_first
 from twn_lightning.evaluation.suite import run_key_of
 from twn_lightning.evaluation.suite_files import read_scores, suite_tasks, task_digest, write_suite, write_task
@@ -75,14 +76,13 @@ class _Suite:
 
     encoder: Encoder
     protocol: Protocol
-    identities: Mapping[Side, Mapping[str, Any]]
-    """The encoder's, by side: asked for once, because it takes a pass over all trained weights."""
+    sides: Mapping[Side, CachedEncoder]
+    """The encoder through the cache: made once, because its identity takes a pass over all trained weights."""
     identity: str
-    """Digest of both."""
+    """Digest of the encoder's identity on both sides."""
     folder: Path
     annotations_root: str | Path | None
     media_root: str | Path | None
-    cache: EmbeddingCache | None
     strict_counts: bool
     on_error: OnError
     resume: bool
@@ -100,6 +100,7 @@ def run_suite(
     annotations_root: str | Path | None = None,
     media_root: str | Path | None = None,
     protocol: str | Protocol = "vlm2vec",
+    model_name: str | None = None,
     cache: EmbeddingCache | None = None,
     strict_counts: bool = True,
     on_error: OnError = "raise",
@@ -120,6 +121,7 @@ def run_suite(
         annotations_root: local mirror of the annotations; None: the hub.
         media_root: media in the layout of TIGER-Lab/MMEB-V2.
         protocol: everything besides the model that decides a number; its modes must be among the encoder's.
+        model_name: what the suite file calls the encoder; None: what it says of itself.
         cache: embeddings to reuse and to add to; None: none.
         strict_counts: as in `load_task`.
         on_error: raise, or skip what cannot be read: rows, items, whole tasks; all of it is listed.
@@ -144,12 +146,11 @@ def run_suite(
     suite = _Suite(
         encoder,
         protocol,
-        identities,
+        {side: cached_encoder(encoder, side, mode, cache, identities[side]) for side, mode in _modes(protocol).items()},
         identity,
         folder,
         annotations_root,
         media_root,
-        cache,
         strict_counts,
         on_error,
         resume,
@@ -158,6 +159,7 @@ def run_suite(
         bootstrap_samples,
         progress or SuiteProgress(),
     )
+    model = model_name or (encoder.model_name() if isinstance(encoder, NamedModel) else encoder.name)
     result = SuiteResult(folder, folder / f"{SUITE}.json")
     suite.progress.suite_started(len(tasks))
     waiting = [task if isinstance(task, str) else task.name for task in tasks]
@@ -175,7 +177,7 @@ def run_suite(
         result.resumed += [name] if held else []
         if is_first_process():
             done = suite_tasks(folder, identity, leave_out=[*waiting, *result.failed])
-            write_suite(result.file, done, model=encoder.name, protocol=protocol, encoder=identity)
+            write_suite(result.file, done, model=model, protocol=protocol, encoder=identity)
         suite.progress.task_finished(scores, reused=held)
     return result
 
@@ -245,10 +247,9 @@ def _load(suite: _Suite, entry: BenchmarkTask | EvalTask) -> EvalTask:
 
 
 def _encode(suite: _Suite, task: str, side: Side, items: Sequence[Item]) -> TaskSide:
-    mode = _modes(suite.protocol)[side]
     try:
         return encode_side(
-            CachedEncoder(suite.encoder, side, mode, suite.cache, suite.identities[side]),
+            suite.sides[side],
             items,
             folder=suite.folder / task,
             chunk_size=suite.chunk_size,

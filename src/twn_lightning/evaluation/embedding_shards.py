@@ -50,6 +50,16 @@ def select_rows(encoded: EncodedItems, rows: Sequence[int] | np.ndarray) -> Enco
     return EncodedItems(**values)
 
 
+def merge_rows(parts: Sequence[tuple[np.ndarray, EncodedItems]]) -> EncodedItems:
+    """Parts of a whole as one, in the order of their rows.
+
+    Args:
+        parts: which rows each of them holds, and those; at least one.
+    """
+    rows_N = np.concatenate([rows for rows, _ in parts])
+    return select_rows(EncodedItems.join([encoded for _, encoded in parts]), np.argsort(rows_N, kind="stable"))
+
+
 def write_shard(folder: Path, digests_N: np.ndarray, encoded: EncodedItems) -> Path:
     """Write a shard whose name sorts after all earlier ones.
 

@@ -46,7 +46,7 @@ def mine_pairs(
     for pair in pairs:
         distinct.setdefault((pair.source, pair.target_hash), pair)
     targets = list(distinct.values())
-    embedded = [
+    queries, answers = (
         Embedded(
             _embed(CachedEncoder(encoder, side, EmbeddingMode.DISCRIMINATIVE, cache), items, progress),
             [pair.source for pair in rows],
@@ -57,8 +57,8 @@ def mine_pairs(
             (Side.QUERY, pairs, [pair.query for pair in pairs]),
             (Side.CANDIDATE, targets, [pair.positive for pair in targets]),
         )
-    ]
-    return mine_hard_negatives(*embedded, count, relative_margin=relative_margin, skip=skip)
+    )
+    return mine_hard_negatives(queries, answers, count, relative_margin=relative_margin, skip=skip)
 
 
 def _embed(encoder: CachedEncoder, items: Sequence[Item], progress: Callable[[int], None] | None) -> np.ndarray:

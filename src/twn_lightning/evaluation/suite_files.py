@@ -129,7 +129,7 @@ def write_suite(
     Args:
         path: the file.
         tasks: scores by task.
-        model: the encoder's name.
+        model: what was evaluated.
         protocol: that all of them follow.
         encoder: digest of the encoder's identity.
     """

@@ -111,6 +111,7 @@ def encode_side(
     mine = chunks[rank() :: world_size()]
     started(sum(map(len, mine)))
     reused_before = encoder.reused
+    encoder.refresh()
     with failing_together():
         encoder.require_cached([items[i] for chunk in mine for i in chunk])
         try:

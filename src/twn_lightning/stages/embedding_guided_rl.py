@@ -119,7 +119,7 @@ class EmbeddingGuidedRL(TWNStage):
     def skip_updates(self) -> None:
         """Leave the weights alone where hardly a group has anything to teach: Adam would scale noise to full steps."""
         for _ in range(self.stage.updates_per_rollout):
-            self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
+            self.lr_schedulers().step()
 
     @torch.no_grad()
     def roll_out(self, batch: ContrastiveBatch, step: int) -> ScoredRollout:

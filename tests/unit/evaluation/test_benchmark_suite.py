@@ -128,13 +128,13 @@ def test_broken_items_end_the_suite_or_are_skipped_and_listed(tmp_path: Path) ->
     task = made_task(scope="local")
     label = task.items[0].labels[0]
     broken = with_text(with_text(task, "T0/q5", "broken query"), label, "broken candidate")
-    with pytest.raises(DataError, match="is truncated"):
+    with pytest.raises(DataError, match=r"task 'T0', query: .*is truncated"):
         run(FakeEncoder(), [broken], tmp_path)
     scores = run(FakeEncoder(), [broken], tmp_path, on_error="skip").scores["T0"]
     lost = {i for i, item in enumerate(task.items) if item.labels == (label,)} | {5}
     assert scores["num_data"] == 20
     assert scores["num_pred"] == 20 - len(lost)
-    assert len(scores["skipped"]) == 2 + len(lost - {5})
+    assert len(scores["skipped"]) == scores["counts"]["skipped"] == 2 + len(lost - {5})
     assert any("T0/q5" in line for line in scores["skipped"])
     assert any("none of its labels" in line for line in scores["skipped"])
     clean = run(FakeEncoder(), [task], tmp_path / "clean")
@@ -184,12 +184,34 @@ def test_progress_counts_every_item_once(tmp_path: Path) -> None:
 def test_the_encoder_is_asked_once_who_it_is(tmp_path: Path) -> None:
     class Asked(FakeEncoder):
         def identity(self, side: Side, mode: EmbeddingMode) -> dict[str, Any]:
-            asked.append(side)
+            asked.append((side, mode))
             return super().identity(side, mode)
 
-    asked: list[Side] = []
+        def decision_identity(self, side: Side) -> dict[str, Any]:
+            asked.append((side, None))
+            return super().decision_identity(side)
+
+    asked: list[tuple[Side, EmbeddingMode | None]] = []
     run(Asked(), tasks_of(3), tmp_path)
-    assert asked == [Side.QUERY, Side.CANDIDATE]
+    modes = (EmbeddingMode.ADAPTIVE, EmbeddingMode.GENERATIVE, None)
+    assert sorted(map(str, asked)) == sorted(
+        map(str, [(Side.CANDIDATE, EmbeddingMode.DISCRIMINATIVE), *((Side.QUERY, mode) for mode in modes)])
+    )
+
+
+def test_the_suite_file_tells_the_model(tmp_path: Path) -> None:
+    class Named(FakeEncoder):
+        def model_name(self) -> str:
+            return f"backbone+{self.adapters}"
+
+    def name(encoder: FakeEncoder, **options: Any) -> str:
+        return str(
+            json.loads(run(encoder, tasks_of(1), tmp_path, **options).file.read_text())["metadata"]["model_name"]
+        )
+
+    assert name(FakeEncoder()) == "fake"
+    assert name(Named()) == "backbone+a"
+    assert name(Named(), model_name="my run") == "my run"
 
 
 def test_nothing_is_left_beside_the_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.fake_encoder import FakeEncoder
 from twn_lightning.errors import ConfigError, DataError, NumericalError
-from twn_lightning.evaluation import embedding_cache, embedding_shards
+from twn_lightning.evaluation import embedding_shards, embedding_space
 from twn_lightning.evaluation.embedding_cache import CachedEncoder, CachePolicy, EmbeddingCache, identity_digest
 from twn_lightning.evaluation.encoders.protocol import EncodedItems
 from twn_lightning.evaluation.item_digest import item_digest, item_digests
@@ -231,11 +231,11 @@ def test_entries_are_written_by_number_and_by_age(tmp_path: Path, monkeypatch: p
         return len(list(tmp_path.glob("*/*.safetensors")))
 
     through = cached(FakeEncoder(), tmp_path)
-    through.encode(items_of(embedding_cache.FLUSH_ROWS - 1))
+    through.encode(items_of(embedding_space.FLUSH_ROWS - 1))
     assert shards() == 0
     through.encode(items_of(1, 10_000))
     assert shards() == 1
-    monkeypatch.setattr(embedding_cache, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(embedding_space, "FLUSH_SECONDS", 0.0)
     through.encode(items_of(1, 20_000))
     assert shards() == 2
 

@@ -16,7 +16,7 @@ from tests.support.fake_encoder import FakeEncoder
 from tests.support.made_tasks import made_task, with_text
 from tests.support.suite_runs import all_kept, predictions, run, tasks_of
 from twn_lightning.errors import DataError
-from twn_lightning.evaluation import embedding_cache
+from twn_lightning.evaluation import embedding_space
 from twn_lightning.evaluation.embedding_cache import EmbeddingCache
 from twn_lightning.evaluation.encoders.protocol import EncodedItems
 
@@ -95,7 +95,7 @@ class Killed(FakeEncoder):
 
 def test_killed_and_resumed_equals_straight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = run(FakeEncoder(), tasks_of(), tmp_path / "straight")
-    monkeypatch.setattr(embedding_cache, "FLUSH_ROWS", 8)
+    monkeypatch.setattr(embedding_space, "FLUSH_ROWS", 8)
     process = multiprocessing.get_context("fork").Process(target=run, args=(Killed(), tasks_of(), tmp_path / "cut"))
     process.start()
     process.join()

@@ -89,3 +89,30 @@ class Encoder(Protocol):
             DataError: an item whose media cannot be read; names the item.
             NumericalError: an embedding that is not finite; names the item.
         """
+
+
+@runtime_checkable
+class GatedEncoder(Encoder, Protocol):
+    """An encoder whose adaptive mode thinks where a gate's probability is above a threshold.
+
+    Its adaptive embeddings are the discriminative or the generative ones of the same prompt, and `encode` in adaptive
+    mode gives every field, so that a cache can keep decisions and CoTs apart.
+    """
+
+    @property
+    def threshold(self) -> float:
+        """Think iff probability > threshold."""
+
+    def decision_identity(self, side: Side) -> dict[str, Any]:
+        """What decides the discriminative embedding and the gate's probability: neither threshold nor decoding."""
+
+    def decide(self, items: Sequence[Item], side: Side, progress: Callable[[int], None] | None = None) -> EncodedItems:
+        """Discriminative embeddings and the gate's probabilities; nothing is decoded. Arguments as `encode`."""
+
+
+@runtime_checkable
+class NamedModel(Protocol):
+    """An encoder that can tell one trained model from another in score files."""
+
+    def model_name(self) -> str:
+        """What is evaluated, such as backbone and adapters."""

@@ -64,33 +64,50 @@ class TWNEncoder:
         plain = (EmbeddingMode.DISCRIMINATIVE, EmbeddingMode.GENERATIVE)
         return plain if self.gate is None else (*plain, EmbeddingMode.ADAPTIVE)
 
+    def model_name(self) -> str:
+        """Backbone and the first 8 digits of the adapters' digest."""
+        return f"{self.backbone.name}+{self._adapters_digest()[:8]}"
+
     def identity(self, side: Side, mode: EmbeddingMode) -> dict[str, Any]:
         """See `Encoder.identity`. Digests are taken now: adapters that train on give another identity.
 
         What a mode does not use is left out, so that a new gate, say, leaves discriminative vectors valid.
         """
         self._check_mode(mode)
+        found = self._reading() if mode is not EmbeddingMode.ADAPTIVE else self.decision_identity(side)
+        found["mode"] = mode.value
+        if mode is not EmbeddingMode.DISCRIMINATIVE:
+            found["max_new_tokens"] = self.max_new_tokens
+        if mode is EmbeddingMode.ADAPTIVE:
+            found["threshold"] = self.threshold
+        return found
+
+    def decision_identity(self, side: Side) -> dict[str, Any]:
+        """See `GatedEncoder.decision_identity`."""
+        self._check_mode(EmbeddingMode.ADAPTIVE)
+        assert self.gate is not None
+        told = side.value if self.gate.side is not None else None
+        return {**self._reading(), "mode": "decision", "gate": tensors_digest(self.gate.state_dict()), "side": told}
+
+    def _reading(self) -> dict[str, Any]:
+        """What every mode depends on."""
         backbone = self.backbone
         settings = asdict(backbone.settings)
         del settings["init_from"]
-        trained = {k: v for k, v in backbone.trainable_state().items() if not k.startswith(f"{REFERENCE}.")}
-        found: dict[str, Any] = {
+        return {
             "encoder": self.name,
-            "mode": mode.value,
             "backbone": backbone.digest,
-            "adapters": tensors_digest(trained),
+            "adapters": self._adapters_digest(),
             "adapter_settings": settings,
             "interface": backbone.interface.name,
             "prompt_version": PROMPT_VERSION,
             "processor": processor_settings(backbone.processor.patches, backbone.processor.max_frames),
             **_arithmetic(backbone.model),
         }
-        if mode is not EmbeddingMode.DISCRIMINATIVE:
-            found["max_new_tokens"] = self.max_new_tokens
-        if mode is EmbeddingMode.ADAPTIVE and self.gate is not None:
-            found |= {"gate": tensors_digest(self.gate.state_dict()), "threshold": self.threshold}
-            found["side"] = side.value if self.gate.side is not None else None
-        return found
+
+    def _adapters_digest(self) -> str:
+        trained = self.backbone.trainable_state()
+        return tensors_digest({k: v for k, v in trained.items() if not k.startswith(f"{REFERENCE}.")})
 
     def encode(
         self,
@@ -104,13 +121,28 @@ class TWNEncoder:
         The gate's probability is given in adaptive mode only, where the gate is part of the identity.
         """
         self._check_mode(mode)
+        gate = self.gate if mode is EmbeddingMode.ADAPTIVE else None
+        return self._in_batches(items, side, mode, gate, progress)
+
+    def decide(self, items: Sequence[Item], side: Side, progress: Callable[[int], None] | None = None) -> EncodedItems:
+        """See `GatedEncoder.decide`."""
+        self._check_mode(EmbeddingMode.ADAPTIVE)
+        return self._in_batches(items, side, EmbeddingMode.DISCRIMINATIVE, self.gate, progress)
+
+    def _in_batches(
+        self,
+        items: Sequence[Item],
+        side: Side,
+        mode: EmbeddingMode,
+        gate: RoutingGate | None,
+        progress: Callable[[int], None] | None,
+    ) -> EncodedItems:
         processor = self.backbone.processor
         lengths = [
             processor.count_tokens(processor.render(item))
             + visual_tokens(item, processor.patches, processor.max_frames)
             for item in items
         ]
-        gate = self.gate if mode is EmbeddingMode.ADAPTIVE else None
 
         def run(rows: list[int], decoded: list[Item]) -> EncodedItems:
             return _as_items(

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,14 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from twn_lightning.backbone import encoding
+from twn_lightning.backbone.decoding import Decoded, decode_cots
+from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.backbone.pixels import PatchSettings
 from twn_lightning.backbone.tiny import PATCH, tiny_config, tiny_tokenizer
+from twn_lightning.gate.routing_gate import RoutingGate
+from twn_lightning.settings import AdapterSettings, InterfaceSettings, LoraSettings, ModelSettings
 from twn_lightning.types import Item, Media
 
 ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -158,3 +165,49 @@ def peer_items(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
         Item("short", "", "no"),
         Item("long", "Just", "words " * 12),
     ]
+
+
+@pytest.fixture
+def backbone() -> DualLoRABackbone:
+    """`tiny` with random adapters that change every embedding."""
+    settings = AdapterSettings(reasoning=LoraSettings(4, 8), embedding=LoraSettings(4, 8), num_queries=3)
+    made = load_backbone(ModelSettings(name="tiny"), settings, InterfaceSettings())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for group in ("reasoning", "embedding", "queries"):
+            for parameter in made.group_parameters(group):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return made.eval()
+
+
+@pytest.fixture
+def make_gate(backbone: DualLoRABackbone) -> Callable[..., RoutingGate]:
+    """A random gate whose logits straddle 0 on the items."""
+
+    def make(use_side: bool = False, seed: int = 0) -> RoutingGate:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            gate = RoutingGate(2 * backbone.hidden_size, 8, use_side=use_side).eval()
+            torch.nn.init.normal_(gate.outer.weight)
+            if gate.side is not None:
+                torch.nn.init.normal_(gate.side.weight)
+        return gate
+
+    return make
+
+
+@pytest.fixture
+def closing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A random model never writes `</answer>`: let every second CoT count as closed. Fills with rows of each call."""
+    rows: list[int] = []
+
+    def decode(*arguments: Any, **options: Any) -> Decoded:
+        found = decode_cots(*arguments, **options)
+        lengths = found.state.prompt_mask_BL.sum(-1)
+        found.cots.closed_B = lengths % 2 == 0
+        found.state.cots.closed_B = found.cots.closed_B
+        rows.append(len(lengths))
+        return Decoded(found.cots, found.log_probs_BT, found.state)
+
+    monkeypatch.setattr(encoding, "decode_cots", decode)
+    return rows

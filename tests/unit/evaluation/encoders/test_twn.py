@@ -8,62 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from twn_lightning.backbone import encoding
-from twn_lightning.backbone.decoding import Decoded, decode_cots
 from twn_lightning.backbone.encoding import encode
 from twn_lightning.backbone.layout import save
-from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.errors import AdapterError, ConfigError, DataError, NumericalError
-from twn_lightning.evaluation.encoders.protocol import Encoder
+from twn_lightning.evaluation.encoders.protocol import Encoder, GatedEncoder, NamedModel
 from twn_lightning.evaluation.encoders.twn import TWNEncoder, decoded_ahead, load_trained
-from twn_lightning.gate.routing_gate import RoutingGate
-from twn_lightning.settings import AdapterSettings, InterfaceSettings, LoraSettings, ModelSettings
+from twn_lightning.settings import ModelSettings
 from twn_lightning.types import EmbeddingMode, Item, Media, Side
 
 PLAIN, THINK, ADAPTIVE = EmbeddingMode.DISCRIMINATIVE, EmbeddingMode.GENERATIVE, EmbeddingMode.ADAPTIVE
 FIELDS = ("embedding_ND", "discriminative_ND", "think_N", "probability_N", "tokens_N", "malformed_N")
-
-
-@pytest.fixture
-def backbone():
-    settings = AdapterSettings(reasoning=LoraSettings(4, 8), embedding=LoraSettings(4, 8), num_queries=3)
-    made = load_backbone(ModelSettings(name="tiny"), settings, InterfaceSettings())
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for group in ("reasoning", "embedding", "queries"):
-            for parameter in made.group_parameters(group):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return made.eval()
-
-
-@pytest.fixture
-def make_gate(backbone):
-    """A random gate whose logits straddle 0 on the items."""
-
-    def make(use_side=False):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            gate = RoutingGate(2 * backbone.hidden_size, 8, use_side=use_side).eval()
-            torch.nn.init.normal_(gate.outer.weight)
-            if use_side:
-                torch.nn.init.normal_(gate.side.weight)
-        return gate
-
-    return make
-
-
-@pytest.fixture
-def closing(monkeypatch):
-    """A random model never writes `</answer>`: let every second CoT count as closed."""
-
-    def decode(*arguments, **options):
-        found = decode_cots(*arguments, **options)
-        lengths = found.state.prompt_mask_BL.sum(-1)
-        found.cots.closed_B = lengths % 2 == 0
-        found.state.cots.closed_B = found.cots.closed_B
-        return Decoded(found.cots, found.log_probs_BT, found.state)
-
-    monkeypatch.setattr(encoding, "decode_cots", decode)
 
 
 def middle(backbone, gate, items):
@@ -157,6 +111,41 @@ def test_identity_follows_every_trained_value(backbone, make_gate):
     assert distinct()
     backbone.processor.max_frames = 3
     assert distinct()
+
+
+def test_decisions_are_those_of_adaptive_encoding_and_decode_nothing(backbone, make_gate, peer_items, monkeypatch):
+    encoder = TWNEncoder(backbone, make_gate(use_side=True), 0.5, max_new_tokens=2)
+    expected = encoder.encode(peer_items, Side.CANDIDATE, ADAPTIVE)
+    monkeypatch.setattr("twn_lightning.backbone.encoding.decode_cots", None)
+    found = encoder.decide(peer_items, Side.CANDIDATE)
+    np.testing.assert_array_equal(found.embedding_ND, expected.discriminative_ND)
+    np.testing.assert_array_equal(found.probability_N, expected.probability_N)
+    assert isinstance(encoder, GatedEncoder)
+    with pytest.raises(ConfigError, match="unknown mode 'adaptive'"):
+        TWNEncoder(backbone, None).decide(peer_items, Side.QUERY)
+
+
+def test_a_decision_outlives_threshold_and_cap_but_no_gate(backbone, make_gate):
+    gate = make_gate(use_side=True)
+    first = TWNEncoder(backbone, gate, 0.5, max_new_tokens=2).decision_identity(Side.QUERY)
+    assert TWNEncoder(backbone, gate, 0.7, max_new_tokens=9).decision_identity(Side.QUERY) == first
+    assert TWNEncoder(backbone, gate, 0.5).decision_identity(Side.CANDIDATE) != first
+    for changed in (gate.outer.bias, backbone.group_parameters("embedding")[-1]):
+        with torch.no_grad():
+            changed.view(-1)[-1] += 1e-6
+        second = TWNEncoder(backbone, gate, 0.5, max_new_tokens=2).decision_identity(Side.QUERY)
+        assert second != first
+        first = second
+
+
+def test_the_model_is_named_after_backbone_and_adapters(backbone):
+    encoder = TWNEncoder(backbone, None)
+    assert isinstance(encoder, NamedModel)
+    name = encoder.model_name()
+    assert name == f"tiny+{encoder.identity(Side.QUERY, PLAIN)['adapters'][:8]}"
+    with torch.no_grad():
+        backbone.queries[0, 0] += 1
+    assert encoder.model_name() != name
 
 
 def test_the_reference_adapter_of_stage_three_is_no_part_of_it(backbone):
