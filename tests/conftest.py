@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,3 +23,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _audible_loggers() -> None:
+    """Messages reach the tests, whatever logging configuration an earlier one has loaded: some switch loggers off."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.split(".")[0] == "twn_lightning":
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)

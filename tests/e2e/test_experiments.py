@@ -12,10 +12,17 @@ from twn_lightning.train import train
 
 SHRUNK = {
     "sft": ["stage.batch_size=8", "stage.chunk_size=8", "stage.max_steps=2"],
-    "rl": ["stage.prompts_per_step=2", "stage.completions_per_prompt=2", "stage.max_steps=2", "stage.chunk_size=4"],
+    "rl": [
+        "stage.prompts_per_step=2",
+        "stage.completions_per_prompt=2",
+        "stage.max_steps=2",
+        "stage.chunk_size=4",
+        "stage.min_live_groups=1",
+    ],
     "gate": ["stage.batch_size=8", "stage.max_epochs=2"],
 }
 TINY = [
+    "data=nano",
     *["model.name=tiny", "model.path=null", "model.dtype=float32", "model.quantization=none", "model.attention=auto"],
     *["adapters.init_from=null", "adapters.reasoning.r=4", "adapters.embedding.r=4", "adapters.num_queries=2"],
     *["data.train_pairs=32", "data.rl_pairs=16", "data.gate_pairs=16", "data.calibration_pairs=8"],

@@ -219,12 +219,15 @@ def _arithmetic(model: Any) -> dict[str, Any]:
 
 
 def load_trained(
-    model: ModelSettings, adapters_path: str | None, threshold: float, device: str = "cpu"
+    model: ModelSettings | None = None,
+    adapters_path: str | None = None,
+    threshold: float = 0.5,
+    device: str = "cpu",
 ) -> tuple[DualLoRABackbone, RoutingGate | None, float]:
     """The backbone with trained adapters, its gate and the gate's threshold.
 
     Args:
-        model: the backbone.
+        model: the backbone; None: the packaged one.
         adapters_path: a run's `adapters` folder, `nano` or None for the packaged ones. The folder's own settings
             decide ranks, queries and interface.
         threshold: where the folder has none saved.
@@ -235,7 +238,7 @@ def load_trained(
     """
     folder = adapters_folder(adapters_path or "nano")
     adapters, interface = settings_of(folder)
-    backbone = load_backbone(model, replace(adapters, init_from=None), interface, device)
+    backbone = load_backbone(model or ModelSettings(), replace(adapters, init_from=None), interface, device)
     state = backbone.load_adapters(folder)
     gate = None if state is None else RoutingGate.from_state(state).to(device).eval()
     return backbone, gate, saved_threshold(folder, threshold)
