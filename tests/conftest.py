@@ -27,7 +27,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _audible_loggers() -> None:
-    """Messages reach the tests, whatever logging configuration an earlier one has loaded: some switch loggers off."""
+    """Messages reach the tests, whatever logging configuration an earlier one has loaded.
+
+    Some switch loggers off, some raise the root's level.
+    """
+    logging.disable(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.split(".")[0] == "twn_lightning":
             logger.disabled, logger.propagate = False, True
