@@ -219,6 +219,16 @@ def average_over_ranks(value: Tensor) -> float:
     return float(sum_over_ranks(value, value.device)) / world_size()
 
 
+def leave_processes() -> None:
+    """End the process group that a strategy opened, on all ranks together; alone: nothing.
+
+    A process that ends with the group still open may be aborted: a background thread finds its peer gone.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def gather_objects(value: T) -> list[T]:
     """A picklable value from every rank, in rank order."""
     if world_size() == 1:

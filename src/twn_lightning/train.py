@@ -23,6 +23,7 @@ from twn_lightning.messages import configure_logging, exit_code
 from twn_lightning.run import RunFolder, recorded, run_folder_for
 from twn_lightning.settings import Settings, TrainerSettings
 from twn_lightning.stages import build_stage, build_trainer, fit
+from twn_lightning.strategy import leave_processes
 from twn_lightning.validation import read_settings
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def train(settings: Settings, overrides: Sequence[str] = ()) -> dict[str, Any]:
         fit(trainer, stage, checkpoint)
         metrics = {**stage.final_metrics(), "headline": stage.summary()}
         run.finish(metrics)
+    leave_processes()
     return metrics
 
 

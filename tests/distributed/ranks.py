@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+from twn_lightning.strategy import leave_processes
+
 
 def run_on_ranks(function: Callable[..., Any], *arguments: Any, world_size: int = 2) -> None:
     """Call `function(rank, *arguments)` in `world_size` new processes and wait; a failing rank fails the test."""
@@ -30,6 +32,7 @@ def _start(rank: int, function: Callable[..., Any], world_size: int, port: int, 
     )
     torch.set_num_threads(1)
     function(rank, *arguments)
+    leave_processes()
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
