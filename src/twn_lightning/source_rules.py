@@ -9,7 +9,9 @@ from twn_lightning.errors import unknown_name
 from twn_lightning.settings import DataSettings
 
 CORPORA = ("colpali", "llava_hound", "mmeb_train", "pairs", "twn", "ume_r1", "visrag")
-SOURCES = (*CORPORA, "mixture", "nano")
+OFFLINE = ("mmeb_nano", "nano", "nano_worlds")
+"""Worlds that are drawn and need no files."""
+SOURCES = (*CORPORA, "mixture", *OFFLINE)
 """The names of data.sources, which this layer cannot import; a test compares."""
 MEDIA_SCHEMES = (
     "mmeb_train",
@@ -66,7 +68,7 @@ def _entries(data: DataSettings) -> Iterator[KeysAndMessage]:
 
 def missing(data: DataSettings) -> Iterator[KeysAndMessage]:
     """Folders and files that are named but are not on this machine."""
-    if data.source == "nano":
+    if data.source in OFFLINE:
         return
     folders = [("data.annotations_root", data.annotations_root), ("data.media_root", data.media_root)]
     folders += [("data.media_roots", text.partition("=")[2]) for text in data.media_roots]

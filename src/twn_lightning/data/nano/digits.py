@@ -25,6 +25,8 @@ COLOURS = {
     "purple": (130, 70, 170),
     "grey": (110, 110, 115),
 }
+SHADES = {"": (0, 1.0), "dark": (0, 0.6), "light": (255, 0.5)}
+"""What a shade draws a colour's channels to, and how much of the colour it keeps; no name: the colour as it is."""
 ARROWS = ("up", "down", "left", "right")
 SPLIT_SHARES = {"train": 0.60, "rl": 0.08, "gate": 0.08, "calibration": 0.04, "val": 0.05, "test": 0.15}
 
@@ -97,7 +99,11 @@ def _arrow_masks() -> np.ndarray:
 
 
 def render_cells(
-    rows: np.ndarray, colours: np.ndarray, arrows: np.ndarray | None, variants: np.ndarray | None = None
+    rows: np.ndarray,
+    colours: np.ndarray,
+    arrows: np.ndarray | None,
+    variants: np.ndarray | None = None,
+    shades: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw cells: white ink on a coloured ground, and a black arrow head unless arrows is None.
 
@@ -106,6 +112,7 @@ def render_cells(
         colours: indices into COLOURS (N,).
         arrows: indices into ARROWS (N,), or None.
         variants: which perturbed copy of each digit (N,); None draws the digits as written.
+        shades: indices into SHADES (N,); None draws the colours as they are.
 
     Returns:
         uint8 tiles (N, TILE, TILE, 3).
@@ -114,16 +121,19 @@ def render_cells(
     drawn = load_digits()[0][rows] if variants is None else ink_variants()[variants, rows]
     ink[:, 1 : 1 + DIGIT, 2 : 2 + DIGIT, 0] = drawn
     ground = np.asarray(list(COLOURS.values()), np.float32)[colours][:, None, None, :]
+    if shades is not None:
+        towards, kept = np.asarray(list(SHADES.values()), np.float32)[shades].T[:, :, None, None, None]
+        ground = towards + kept * (ground - towards)
     tiles = ground + ink * (255.0 - ground)
     if arrows is not None:
         tiles *= 1.0 - _arrow_masks()[arrows][..., None]
     return tiles.astype(np.uint8)
 
 
-def join_cells(tiles: np.ndarray, size: int) -> np.ndarray:
-    """Lay out size * size tiles row-major: uint8 (size * TILE, size * TILE, 3)."""
-    tiles = tiles.reshape(size, size, TILE, TILE, 3)
-    return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3, 4)).reshape(size * TILE, size * TILE, 3)
+def join_cells(tiles: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Lay out rows * columns tiles row-major: uint8 (rows * TILE, columns * TILE, 3)."""
+    tiles = tiles.reshape(rows, columns, TILE, TILE, 3)
+    return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3, 4)).reshape(rows * TILE, columns * TILE, 3)
 
 
 def build_bank(output: Path) -> None:

@@ -1,10 +1,12 @@
 """Pretrain the nano backbone on captions and CoTs of at most 3 steps, so that the stages have something to teach.
 
-    python -m twn_lightning.data.nano.pretrain --steps 1100 --work outputs/pretrain-nano      # resumes by itself
+    python -m twn_lightning.data.nano.pretrain --curriculum grids --steps 1400 --work outputs/pretrain-grids
+    python -m twn_lightning.data.nano.pretrain --init-from GRIDS --steps 1200 --work outputs/pretrain-nano
     python -m twn_lightning.data.nano.pretrain --work outputs/pretrain-nano --export src/twn_lightning/assets/nano
 
-Runs on CPU or GPU with torch and transformers alone. Every batch is a function of (seed, step), so a resumed run sees
-the same data as a straight one.
+First grids alone, where reading and following arrows are learned soonest, then all of MMEB-nano. Runs on CPU or GPU
+with torch and transformers alone. Every batch is a function of (seed, step), so a resumed run (it resumes by itself)
+sees the same data as a straight one.
 """
 
 from __future__ import annotations
@@ -24,27 +26,26 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from twn_lightning.backbone.pixels import PatchSettings
 from twn_lightning.backbone.processor import PromptProcessor
-from twn_lightning.data.nano import world
+from twn_lightning.data.nano import tasks, world
+from twn_lightning.data.nano.curriculum import (
+    CAPTION_KINDS,
+    CURRICULA,
+    grid_caption,
+    sample_pictures,
+    sample_rows,
+    sample_task_cot,
+)
 from twn_lightning.data.nano.digits import TILE
 from twn_lightning.data.nano.vocabulary import build_tokenizer
 from twn_lightning.types import Item
-
-COT_STEPS: dict[str, tuple[int, ...]] = {
-    "read": (0,),
-    "follow": (1, 2, 3),
-    "exit": (0, 1, 2, 3),
-    "picture": (0, 1, 2, 3),
-    "sum": (2,),
-    "largest": (2,),
-}
-"""Tasks are drawn evenly, then their steps."""
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
     """One pretraining run; recorded on the card."""
 
-    steps: int = 1400
+    curriculum: str = "mmeb_nano"
+    steps: int = 1200
     batch_size: int = 128
     picture_rows: int = 32
     learning_rate: float = 2e-3
@@ -111,34 +112,6 @@ def new_backbone(seed: int) -> tuple[Qwen3VLForConditionalGeneration, PromptProc
     return model, PromptProcessor(tokenizer, nano_patches())
 
 
-def sample_rows(rng: np.random.Generator, count: int, split: str = "train") -> list[tuple[Item, str]]:
-    """Half captions of grids, half CoTs of at most 3 steps: (prompt item, response)."""
-    rows: list[tuple[Item, str]] = []
-    for i in range(count):
-        if i % 2 == 0:
-            scene = world.sample_scene(rng, split)
-            rows.append((Item(str(i), world.DESCRIBE, "", (scene.image(),)), scene.caption()))
-            continue
-        task = str(rng.choice(world.TASKS))
-        question = world.sample_question(rng, split, task, int(rng.choice(COT_STEPS[task])))
-        rows.append((world.query_item(question, str(i)), question.cot))
-    return rows
-
-
-def sample_pictures(rng: np.random.Generator, count: int, split: str = "train") -> list[tuple[Item, str]]:
-    """Single cells, every other one with an arrow: the vision tower learns to read before it has to look around."""
-    names = world.answers("read")
-    rows: list[tuple[Item, str]] = []
-    for i in range(count):
-        name = names[rng.integers(len(names))]
-        if i % 2:
-            rows.append((world.picture_candidate(name, split, int(rng.integers(1 << 30))), name))
-        else:
-            cell, caption = world.sample_cell(rng, split)
-            rows.append((Item(str(i), world.DESCRIBE, "", (cell,)), caption))
-    return rows
-
-
 def response_loss(
     model: Qwen3VLForConditionalGeneration, processor: PromptProcessor, rows: list[tuple[Item, str]], device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,11 +135,34 @@ def response_loss(
         mm_token_type_ids=torch.cat([prompts.mm_token_type_ids_BL, torch.zeros_like(tokens)], 1),
         pixel_values=prompts.pixel_values,
         image_grid_thw=prompts.image_grid_thw,
+        pixel_values_videos=prompts.pixel_values_videos,
+        video_grid_thw=prompts.video_grid_thw,
         use_cache=False,
     ).last_hidden_state
     logits = model.lm_head(hidden[:, -width - 1 : -1])
     losses = nn.functional.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
     return losses.sum(1) / mask.sum(1), (logits.argmax(-1) == targets) & mask, mask
+
+
+def backward(
+    model: Qwen3VLForConditionalGeneration,
+    processor: PromptProcessor,
+    rows: list[tuple[Item, str]],
+    weight: float,
+    device: str,
+) -> Tensor:
+    """Gradients of the rows' summed losses times a weight; returns the losses (B,).
+
+    Videos, whose prompts are long, go apart.
+    """
+    losses = torch.zeros(len(rows))
+    is_video = [any(media.kind == "video" for media in item.media) for item, _ in rows]
+    for video in sorted(set(is_video)):
+        chosen = [i for i, flag in enumerate(is_video) if flag == video]
+        found, _, _ = response_loss(model, processor, [rows[i] for i in chosen], device)
+        (weight * found.sum()).backward()
+        losses[chosen] = found.detach().cpu()
+    return losses
 
 
 def learning_rate_at(step: int, settings: PretrainSettings) -> float:
@@ -181,28 +177,63 @@ def learning_rate_at(step: int, settings: PretrainSettings) -> float:
 def evaluate(
     model: Qwen3VLForConditionalGeneration, processor: PromptProcessor, device: str, count: int = 100
 ) -> dict[str, float]:
-    """Teacher-forced scores on validation digits: caption token accuracy, CoT exact match and answer by steps."""
+    """Teacher-forced scores on validation ingredients: caption tokens, and CoTs right to the last token."""
     model.eval()
     rng = np.random.default_rng(99)
     scores: dict[str, float] = {}
-    captions = sample_rows(rng, 2 * count, "val")[::2]
-    loss, correct, mask = response_loss(model, processor, captions, device)
-    scores["caption_loss"] = float(loss.mean())
-    scores["caption_accuracy"] = float(correct.sum() / mask.sum())
-    cases = {f"cot_exact_{steps}": ("follow" if steps else "read", steps) for steps in (0, 1, 2, 3, 5, 8)}
-    for name, (task, steps) in (cases | {"cot_exact_sum": ("sum", 2), "cot_exact_largest": ("largest", 2)}).items():
+    captions = {kind: [tasks.sample_caption(rng, "val", kind) for _ in range(count)] for kind in CAPTION_KINDS}
+    captions["grid"] = [grid_caption(rng, "val") for _ in range(count)]
+    for kind, rows in captions.items():
+        _, correct, mask = response_loss(model, processor, rows, device)
+        scores[f"caption_{kind}"] = float(correct.sum() / mask.sum())
+    cases = {f"cot_{steps}": ("follow" if steps else "read", steps) for steps in (0, 1, 2, 3, 5, 8)}
+    for name, (task, steps) in (cases | {"cot_sum": ("sum", 2), "cot_largest": ("largest", 2)}).items():
         questions = [world.sample_question(rng, "val", task, steps) for _ in range(count)]
         rows = [(world.query_item(q, str(i)), q.cot) for i, q in enumerate(questions)]
-        _, correct, mask = response_loss(model, processor, rows, device)
-        scores[name] = float((correct == mask).all(1).float().mean())
+        scores[name] = _exact(model, processor, rows, device)
+    for task in tasks.TASKS:
+        rows = [sample_task_cot(rng, "val", task) for _ in range(count)]
+        scores[f"cot_{task}"] = _exact(model, processor, rows, device)
     model.train()
     return scores
 
 
-def pretrain(settings: PretrainSettings, work: Path, device: str, eval_every: int = 250) -> None:
+def _exact(
+    model: Qwen3VLForConditionalGeneration, processor: PromptProcessor, rows: list[tuple[Item, str]], device: str
+) -> float:
+    """Share of responses whose every token is right."""
+    _, correct, mask = response_loss(model, processor, rows, device)
+    return float((correct == mask).all(1).float().mean())
+
+
+def initialise_from(model: Qwen3VLForConditionalGeneration, processor: PromptProcessor, folder: Path) -> None:
+    """Take over an exported backbone's weights; words that its tokenizer lacks keep their fresh embeddings.
+
+    Args:
+        model: of the same shape, with a vocabulary of its own.
+        processor: holds that vocabulary.
+        folder: what `export` wrote.
+    """
+    earlier = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    known = PromptProcessor.from_folder(folder).tokenizer.get_vocab()
+    weights = dict(earlier.state_dict())
+    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        rows = model.state_dict()[name].clone()
+        for word, row in processor.tokenizer.get_vocab().items():
+            if word in known:
+                rows[row] = weights[name][known[word]]
+        weights[name] = rows
+    model.load_state_dict(weights)
+
+
+def pretrain(
+    settings: PretrainSettings, work: Path, device: str, init_from: Path | None = None, eval_every: int = 250
+) -> None:
     """Train, log to `log.jsonl` and checkpoint in `work`; continue from its checkpoint where there is one."""
     work.mkdir(parents=True, exist_ok=True)
     model, processor = new_backbone(settings.seed)
+    if init_from is not None:
+        initialise_from(model, processor, init_from)
     model.to(device).train()
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
@@ -219,10 +250,12 @@ def pretrain(settings: PretrainSettings, work: Path, device: str, eval_every: in
         rng = np.random.default_rng([settings.seed, step])
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
-        losses, _, _ = response_loss(model, processor, sample_rows(rng, settings.batch_size), device)
+        rows = sample_rows(rng, settings.batch_size, curriculum=settings.curriculum)
+        cells = sample_pictures(rng, settings.picture_rows, curriculum=settings.curriculum)
+        # Captions and CoTs weigh the same, pictures half.
+        losses = backward(model, processor, rows, 2 / len(rows), device)
+        pictures = backward(model, processor, cells, 0.5 / len(cells), device).mean()
         captions, cots = losses[::2].mean(), losses[1::2].mean()
-        pictures = response_loss(model, processor, sample_pictures(rng, settings.picture_rows), device)[0].mean()
-        (captions + cots + 0.5 * pictures).backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -262,6 +295,10 @@ def export(work: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoint and the log")
+    parser.add_argument("--curriculum", choices=CURRICULA, default=PretrainSettings.curriculum)
+    parser.add_argument("--init-from", type=Path, help="folder of an exported backbone to start from")
+    parser.add_argument("--learning-rate", type=float, default=PretrainSettings.learning_rate)
+    parser.add_argument("--warmup", type=int, default=PretrainSettings.warmup)
     parser.add_argument("--steps", type=int, default=PretrainSettings.steps)
     parser.add_argument("--batch-size", type=int, default=PretrainSettings.batch_size)
     parser.add_argument("--seed", type=int, default=PretrainSettings.seed)
@@ -271,8 +308,15 @@ def main() -> None:
     if args.export:
         export(args.work, args.export)
         return
-    settings = PretrainSettings(steps=args.steps, batch_size=args.batch_size, seed=args.seed)
-    pretrain(settings, args.work, args.device)
+    settings = PretrainSettings(
+        args.curriculum,
+        args.steps,
+        args.batch_size,
+        learning_rate=args.learning_rate,
+        warmup=args.warmup,
+        seed=args.seed,
+    )
+    pretrain(settings, args.work, args.device, args.init_from)
 
 
 if __name__ == "__main__":

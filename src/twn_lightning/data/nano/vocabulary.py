@@ -7,8 +7,10 @@ from transformers import PreTrainedTokenizerFast
 
 from twn_lightning.backbone.processor import PROMPT_SUFFIX
 from twn_lightning.backbone.tiny import CHAT_TEMPLATE, SPECIAL
-from twn_lightning.data.nano import world
+from twn_lightning.data.nano import tasks, world
 from twn_lightning.data.nano.digits import ARROWS, COLOURS
+from twn_lightning.data.nano.ingredients import heading_words, icon_labels
+from twn_lightning.data.nano.questions import NAMED_SHADES, VIDEO_GRID
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 PHRASES = (
@@ -18,12 +20,20 @@ PHRASES = (
     world.DESCRIBE,
     PROMPT_SUFFIX,
     "user assistant system start follow until you leave at sum of row largest in grid path total best a b c",
+    *tasks.INSTRUCTIONS.values(),
+    *tasks.TARGET_INSTRUCTIONS.values(),
+    "one cell picture with colour and number text says heading nothing to add follow plus in shade twin twins",
+    *NAMED_SHADES,
+    "d e f g h A B C D",
+    "<0.2 seconds> <1.2 seconds> <2.2 seconds> <3.2 seconds>",
+    tasks.DESCRIBE_VIDEO,
+    tasks.DESCRIBE_PAGE,
 )
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer over the world's words; unknown words become `<unk>`."""
-    numbers = [str(n) for n in range(9 * world.SIZE + 1)]
+    numbers = [str(n) for n in range(9 * VIDEO_GRID[1] + 1)]
     split = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[.,:?!]"), behavior="isolated")]
     )
@@ -31,8 +41,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     for tag in TAGS:
         plain = plain.replace(tag, " ")
     words = [word for word, _ in split.pre_tokenize_str(plain)]
+    cells = (*world.CELLS, *world.cell_names(VIDEO_GRID), *icon_labels(), *heading_words())
     ordered = dict.fromkeys(
-        [*SPECIAL, "<unk>", *TAGS, *numbers, *COLOURS, *ARROWS, *world.CELLS, *words, ".", ",", ":", "?", "!"]
+        [*SPECIAL, "<unk>", *TAGS, *numbers, *COLOURS, *ARROWS, *cells, *words, ".", ",", ":", "?", "!"]
     )
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(ordered)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split

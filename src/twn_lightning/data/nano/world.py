@@ -1,6 +1,7 @@
 """Scenes, questions, answers and true chains of thought.
 
-A scene is a 3 x 3 grid: every cell has a colour, a handwritten digit and an arrow. Cells are named a1 to c3.
+A scene is a grid, 3 x 3 unless another shape is asked for: every cell has a colour, a handwritten digit and an arrow.
+Cells are named by row and column, a1 to c3.
 A question needs a known number of steps; its CoT is a scene description of fixed length, then the steps, then the
 answer, so a 0-step CoT is not much shorter than a long one. A step is the cell reached; where arrows are counted, also
 how many are left; in a sum the digit and the total so far; in a comparison the best cell so far and its digit. Every
@@ -20,6 +21,7 @@ import numpy as np
 from twn_lightning.data.nano.digits import (
     ARROWS,
     COLOURS,
+    SHADES,
     VARIANTS,
     digit_rows,
     join_cells,
@@ -29,8 +31,9 @@ from twn_lightning.data.nano.digits import (
 from twn_lightning.types import Item, Media
 
 SIZE = 3
-CELLS = tuple(f"{r}{c}" for r in "abc" for c in "123")
+GRID = (SIZE, SIZE)
 COLOUR_NAMES = tuple(COLOURS)
+SHADE_NAMES = tuple(SHADES)
 MAX_STEPS = SIZE * SIZE - 1
 TASKS = ("read", "follow", "exit", "sum", "largest", "picture")
 MOVES = {0: (-1, 0), 1: (1, 0), 2: (0, -1), 3: (0, 1)}
@@ -42,30 +45,46 @@ PICTURE = "Represent the picture."
 DESCRIBE = "Describe the grid."
 
 
+def cell_names(shape: tuple[int, int]) -> tuple[str, ...]:
+    """Names of a grid's cells, row-major: a1, a2, ..."""
+    return tuple(f"{'abc'[row]}{column + 1}" for row in range(shape[0]) for column in range(shape[1]))
+
+
+CELLS = cell_names(GRID)
+
+
 @dataclass(frozen=True)
 class Scene:
-    """Nine cells in row-major order."""
+    """Cells in row-major order."""
 
     digit_rows: np.ndarray
     colours: np.ndarray
     arrows: np.ndarray
     variants: np.ndarray | None = None
     """Which perturbed copy of each digit is drawn; None outside the train split."""
+    shades: np.ndarray | None = None
+    """Indices into SHADES; None: every colour as it is."""
+    shape: tuple[int, int] = GRID
+    """Rows and columns."""
 
     @property
     def digits(self) -> np.ndarray:
         return load_digits()[1][self.digit_rows]
 
     def label(self, cell: int) -> str:
+        """Colour and digit of a cell, without its shade."""
         return f"{COLOUR_NAMES[self.colours[cell]]} {self.digits[cell]}"
 
+    def cells(self) -> np.ndarray:
+        """Pixels of every cell: uint8 (cells, TILE, TILE, 3)."""
+        return render_cells(self.digit_rows, self.colours, self.arrows, self.variants, self.shades)
+
     def image(self) -> Media:
-        cells = render_cells(self.digit_rows, self.colours, self.arrows, self.variants)
-        return Media("image", join_cells(cells, SIZE))
+        return Media("image", join_cells(self.cells(), *self.shape))
 
     def caption(self) -> str:
         """Colour, digit and arrow of every cell: what the backbone is pretrained to write."""
-        return " ".join(f"{self.label(i)} {ARROWS[self.arrows[i]]}" for i in range(SIZE * SIZE))
+        return " ".join(f"{self.label(i)} {ARROWS[self.arrows[i]]}" for i in range(len(self.arrows)))
 
 
 @dataclass(frozen=True)
@@ -80,43 +99,49 @@ class Question:
     cot: str
 
 
-def _neighbour(cell: int, arrow: int) -> int | None:
-    row, column = cell // SIZE + MOVES[arrow][0], cell % SIZE + MOVES[arrow][1]
-    return row * SIZE + column if 0 <= row < SIZE and 0 <= column < SIZE else None
+def _neighbour(cell: int, arrow: int, shape: tuple[int, int]) -> int | None:
+    rows, columns = shape
+    row, column = cell // columns + MOVES[arrow][0], cell % columns + MOVES[arrow][1]
+    return row * columns + column if 0 <= row < rows and 0 <= column < columns else None
 
 
 @cache
-def _simple_paths(length: int) -> tuple[tuple[int, ...], ...]:
+def simple_paths(length: int, shape: tuple[int, int] = GRID) -> tuple[tuple[int, ...], ...]:
     """All self-avoiding walks of `length` moves in the grid."""
     if length == 0:
-        return tuple((cell,) for cell in range(SIZE * SIZE))
+        return tuple((cell,) for cell in range(shape[0] * shape[1]))
     longer = []
-    for path in _simple_paths(length - 1):
+    for path in simple_paths(length - 1, shape):
         for arrow in MOVES:
-            step = _neighbour(path[-1], arrow)
+            step = _neighbour(path[-1], arrow, shape)
             if step is not None and step not in path:
                 longer.append((*path, step))
     return tuple(longer)
 
 
 @cache
-def _exit_paths(length: int) -> tuple[tuple[int, ...], ...]:
-    """Self-avoiding walks that end on the border, where an arrow can leave the grid."""
-    return tuple(p for p in _simple_paths(length) if any(_neighbour(p[-1], a) is None for a in MOVES))
+def exit_paths(length: int, shape: tuple[int, int] = GRID, start: int | None = None) -> tuple[tuple[int, ...], ...]:
+    """Self-avoiding walks, all or those from one cell, that end on the border, where an arrow can leave the grid."""
+    return tuple(
+        path
+        for path in simple_paths(length, shape)
+        if start in (None, path[0]) and any(_neighbour(path[-1], arrow, shape) is None for arrow in MOVES)
+    )
 
 
-def _arrow_between(cell: int, step: int) -> int:
-    return next(a for a in MOVES if _neighbour(cell, a) == step)
+def _arrow_between(cell: int, step: int, shape: tuple[int, int]) -> int:
+    return next(a for a in MOVES if _neighbour(cell, a, shape) == step)
 
 
-def sample_scene(rng: np.random.Generator, split: str) -> Scene:
+def sample_scene(rng: np.random.Generator, split: str, shape: tuple[int, int] = GRID) -> Scene:
     """A random scene whose digit images come from one split only."""
-    digits = rng.integers(0, 10, SIZE * SIZE)
+    count = shape[0] * shape[1]
+    digits = rng.integers(0, 10, count)
     bank = digit_rows(split)
     rows = np.array([bank[d][rng.integers(len(bank[d]))] for d in digits])
-    colours, arrows = rng.integers(0, len(COLOURS), SIZE * SIZE), rng.integers(0, len(ARROWS), SIZE * SIZE)
-    variants = rng.integers(0, VARIANTS, SIZE * SIZE) if split == "train" else None
-    return Scene(rows, colours, arrows, variants)
+    colours, arrows = rng.integers(0, len(COLOURS), count), rng.integers(0, len(ARROWS), count)
+    variants = rng.integers(0, VARIANTS, count) if split == "train" else None
+    return Scene(rows, colours, arrows, variants, shape=shape)
 
 
 def sample_cell(rng: np.random.Generator, split: str) -> tuple[Media, str]:
@@ -128,20 +153,52 @@ def sample_cell(rng: np.random.Generator, split: str) -> tuple[Media, str]:
     return Media("image", pixels), f"{scene.label(cell)} {ARROWS[scene.arrows[cell]]}"
 
 
-def _with_path(rng: np.random.Generator, scene: Scene, path: tuple[int, ...], leave: bool) -> Scene:
+def with_path(rng: np.random.Generator, scene: Scene, path: tuple[int, ...], leave: bool) -> Scene:
     """The scene with arrows laid along a path; with `leave`, the last arrow points out of the grid."""
     arrows = scene.arrows.copy()
     for cell, step in pairwise(path):
-        arrows[cell] = _arrow_between(cell, step)
+        arrows[cell] = _arrow_between(cell, step, scene.shape)
     if leave:
-        arrows[path[-1]] = rng.choice([a for a in MOVES if _neighbour(path[-1], a) is None])
+        arrows[path[-1]] = rng.choice([a for a in MOVES if _neighbour(path[-1], a, scene.shape) is None])
     return replace(scene, arrows=arrows)
 
 
-def _think(description: Sequence[str], word: str, steps: Sequence[str], answer: str) -> str:
-    """The description is read row by row, each behind its letter."""
-    rows = [f"{'abc'[r]} {' '.join(description[r * SIZE : (r + 1) * SIZE])}" for r in range(SIZE)]
-    return f"<think> {' '.join(rows)} {word} {' '.join(steps)} </think><answer> {answer} </answer>"
+def write_cot(thought: str, answer: str) -> str:
+    """A chain of thought in the format of docs/method.md."""
+    return f"<think> {thought} </think><answer> {answer} </answer>"
+
+
+def think_about(scene: Scene, description: Sequence[str], word: str, steps: Sequence[str], answer: str) -> str:
+    """A CoT about a scene: one word of every cell, row by row behind its letter, then the steps, then the answer."""
+    rows, columns = scene.shape
+    described = [f"{'abc'[r]} {' '.join(description[r * columns : (r + 1) * columns])}" for r in range(rows)]
+    return write_cot(" ".join([*described, word, *steps]), answer)
+
+
+def walk_question(scene: Scene, path: tuple[int, ...], task: str) -> Question:
+    """`read` a cell, `follow` arrows for a number of steps, or follow them until they `exit`, along a path laid."""
+    names, steps, leave = cell_names(scene.shape), len(path) - 1, task == "exit"
+    if leave:
+        text = f"start {names[path[0]]} follow until you leave"
+    else:
+        text = f"start {names[path[0]]} follow {steps}" if steps else f"at {names[path[0]]}"
+    answer = scene.label(path[-1])
+    walk = [names[cell] for cell in path]
+    if steps and not leave:
+        walk = [f"{cell} {steps - walked}" for walked, cell in enumerate(walk)]
+    cot = think_about(scene, [ARROWS[a] for a in scene.arrows], "path", walk, answer)
+    return Question(scene, task, text, answer, steps, cot)
+
+
+def sum_question(rng: np.random.Generator, scene: Scene) -> Question:
+    """The sum of a row's digits, a step for every digit after the first."""
+    columns = scene.shape[1]
+    row = int(rng.integers(scene.shape[0]))
+    digits = scene.digits[row * columns : (row + 1) * columns]
+    totals = np.cumsum(digits)
+    running = [f"{digit} {total}" for digit, total in zip(digits, totals, strict=True)]
+    cot = think_about(scene, [str(d) for d in scene.digits], "total", running, str(totals[-1]))
+    return Question(scene, "sum", f"sum of row {'abc'[row]}", str(totals[-1]), columns - 1, cot)
 
 
 def sample_question(rng: np.random.Generator, split: str, task: str, steps: int) -> Question:
@@ -152,38 +209,17 @@ def sample_question(rng: np.random.Generator, split: str, task: str, steps: int)
     """
     scene = sample_scene(rng, split)
     if task == "sum":
-        return _sum_question(rng, scene, steps)
+        if steps != SIZE - 1:
+            raise ValueError(f"a sum of a row takes {SIZE - 1} steps, not {steps}")
+        return sum_question(rng, scene)
     if task == "largest":
-        return _largest_question(rng, scene, steps)
-    leave = task == "exit"
-    paths = _exit_paths(steps) if leave else _simple_paths(steps)
+        return largest_question(rng, scene, steps)
+    paths = exit_paths(steps) if task == "exit" else simple_paths(steps)
     path = paths[rng.integers(len(paths))]
-    scene = _with_path(rng, scene, path, leave)
-    start = CELLS[path[0]]
-    if leave:
-        text = f"start {start} follow until you leave"
-    else:
-        text = f"start {start} follow {steps}" if steps else f"at {start}"
-    answer = scene.label(path[-1])
-    description = [ARROWS[a] for a in scene.arrows]
-    walk = [CELLS[cell] for cell in path]
-    if steps and not leave:
-        walk = [f"{cell} {steps - walked}" for walked, cell in enumerate(walk)]
-    return Question(scene, task, text, answer, steps, _think(description, "path", walk, answer))
+    return walk_question(with_path(rng, scene, path, task == "exit"), path, task)
 
 
-def _sum_question(rng: np.random.Generator, scene: Scene, steps: int) -> Question:
-    if steps != SIZE - 1:
-        raise ValueError(f"a sum of a row takes {SIZE - 1} steps, not {steps}")
-    row = int(rng.integers(SIZE))
-    digits = scene.digits[row * SIZE : (row + 1) * SIZE]
-    totals = np.cumsum(digits)
-    running = [f"{digit} {total}" for digit, total in zip(digits, totals, strict=True)]
-    cot = _think([str(d) for d in scene.digits], "total", running, str(totals[-1]))
-    return Question(scene, "sum", f"sum of row {'abc'[row]}", str(totals[-1]), steps, cot)
-
-
-def _largest_question(rng: np.random.Generator, scene: Scene, steps: int) -> Question:
+def largest_question(rng: np.random.Generator, scene: Scene, steps: int) -> Question:
     if steps not in (SIZE - 1, MAX_STEPS):
         raise ValueError(f"the largest of a row takes {SIZE - 1} steps, of the grid {MAX_STEPS}, not {steps}")
     row = int(rng.integers(SIZE))
@@ -194,7 +230,7 @@ def _largest_question(rng: np.random.Generator, scene: Scene, steps: int) -> Que
         running.append(f"{CELLS[best]} {scene.digits[best]}")
     where = f"row {'abc'[row]}" if steps == SIZE - 1 else "grid"
     answer = scene.label(best)
-    cot = _think([str(d) for d in scene.digits], "best", running, answer)
+    cot = think_about(scene, [str(d) for d in scene.digits], "best", running, answer)
     return Question(scene, "largest", f"largest in {where}", answer, steps, cot)
 
 
