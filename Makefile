@@ -49,6 +49,9 @@ config: $(READY) ## Print the resolved configuration, e.g. ARGS="experiment=nano
 train: $(READY) ## Train one stage, e.g. ARGS="experiment=nano_sft"
 	$(BIN)/twn train $(ARGS)
 
+nano-suite: $(READY) ## Score MMEB-nano, 1,000 queries of nine meta-tasks, under every router (5 minutes, CPU)
+	$(BIN)/twn evaluate task=mmeb_nano/all data.test_pairs=1000 paths.run_dir=outputs/nano-suite $(ARGS)
+
 evaluate: $(READY) ## Evaluate under every router, e.g. ARGS="adapters.init_from=RUN"
 	$(BIN)/twn evaluate $(ARGS)
 
@@ -71,4 +74,4 @@ clean: ## Remove caches and builds; keeps .venv and outputs
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage htmlcov
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test test-all lint types imports config train evaluate sweep report bench notebooks reference clean
+.PHONY: help setup demo nano-suite test test-all lint types imports config train evaluate sweep report bench notebooks reference clean

@@ -16,6 +16,7 @@ from twn_lightning.messages import configure_logging, exit_code
 VERBS = {
     "train": "train one stage: sft, gate or rl",
     "evaluate": "score adapters under every router",
+    "probe": "what the CoTs, the modes of both sides and the gradients do",
     "config": "print the resolved configuration",
     "tasks": "list the tasks of MMEB-V2",
     "aggregate": "means of MMEB-V2 score files, beside published ones",
@@ -33,7 +34,7 @@ _USAGE = """usage: twn <verb> [arguments]
 
 {verbs}
 
-train, evaluate and config take overrides, group=option and key=value; the others take flags.
+train, evaluate, probe and config take overrides, group=option and key=value; the others take flags.
 twn <verb> --help shows examples. TWN_DEBUG=1 shows the traceback of an error.
 """
 

@@ -27,7 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from twn_lightning.benchmark.registry import SUITE, selections
+from twn_lightning.benchmark.registry import NANO_SUITE, TASK_FILES, selections
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.run import RunFolder
 from twn_lightning.settings import Settings
@@ -52,10 +52,10 @@ def conf_dir() -> Path:
 
 
 def groups() -> dict[str, list[str]]:
-    """The config groups and the options of each: files, and the generated ones of MMEB-V2."""
+    """The config groups and the options of each: files, and the generated ones of MMEB-V2 and MMEB-nano."""
     folders = sorted(folder for folder in conf_dir().iterdir() if folder.is_dir())
     options = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
-    options["task"] += [f"{SUITE}/{name}" for name in selections()]
+    options["task"] += [f"{suite}/{name}" for suite in TASK_FILES for name in selections(suite)]
     return options
 
 
@@ -89,10 +89,12 @@ def resolved_yaml(settings: Settings) -> str:
 
 @cache
 def _store_tasks(folder: Path) -> None:
-    """Give Hydra `task=mmeb_v2/<name>` for everything that can be asked for: `conf/task/nano.yaml` with other names."""
+    """Give Hydra `task=<suite>/<name>` for everything that can be asked for: `conf/task/nano.yaml` with other names."""
     plain = yaml.safe_load((folder / "task" / "nano.yaml").read_text(encoding="utf-8"))
-    for name in selections():
-        ConfigStore.instance().store(f"{name}.yaml", plain | {"suite": SUITE, "names": [name]}, group=f"task/{SUITE}")
+    for suite in TASK_FILES:
+        own = {"suite": suite} | ({"protocol": "nano"} if suite == NANO_SUITE else {})
+        for name in selections(suite):
+            ConfigStore.instance().store(f"{name}.yaml", plain | own | {"names": [name]}, group=f"task/{suite}")
 
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:

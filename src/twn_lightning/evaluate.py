@@ -1,28 +1,33 @@
-"""One evaluation from resolved settings: held-out pairs under every router, or tasks of MMEB-V2; into a run folder."""
+"""One evaluation from resolved settings: held-out pairs or MMEB-nano under every router, or MMEB-V2."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.backbone.parameters import added_parameter_ratio_for
 from twn_lightning.backbone.processor import PROMPT_VERSION
 from twn_lightning.benchmark.aggregate import Aggregate, aggregate
+from twn_lightning.benchmark.eval_task import EvalTask
+from twn_lightning.benchmark.nano_mirror import MirrorPaths, load_mirror, read_ground_truth, shared_mirror
 from twn_lightning.benchmark.protocol import Protocol, get_protocol
-from twn_lightning.benchmark.registry import select_tasks
+from twn_lightning.benchmark.registry import NANO_SUITE, BenchmarkTask, select_tasks
 from twn_lightning.benchmark.score_file import read_score_file
 from twn_lightning.data.sources import get_source
 from twn_lightning.evaluation.benchmark_suite import SuiteProgress, SuiteResult, run_suite
 from twn_lightning.evaluation.embedding_cache import EmbeddingCache, identity_digest
 from twn_lightning.evaluation.encoders import Encoder, get_encoder
-from twn_lightning.evaluation.encoders.twn import load_trained
+from twn_lightning.evaluation.encoders.twn import TWNEncoder, load_trained
+from twn_lightning.evaluation.ranks import failing_together, from_first
 from twn_lightning.evaluation.suite import Evaluation, evaluate_source, run_key_of
+from twn_lightning.evaluation.suite_outcomes import evaluate_outcomes
 from twn_lightning.reporting.summary import build_summary, write_summary
-from twn_lightning.run import RunFolder
+from twn_lightning.run import RunFolder, is_first_process
 from twn_lightning.settings import AdapterSettings, LoraSettings, Settings, TaskSettings
 from twn_lightning.types import EmbeddingMode
 
@@ -87,9 +92,27 @@ def evaluate(
         "prompt_version": PROMPT_VERSION,
         "backbone": backbone.digest,
         "price": settings.gate.price,
+        "exit_tolerance": settings.evaluation.exit_tolerance,
     }
     digest = identity_digest(rules)[:8]
     evaluation.write(run, run_key_of(threshold, mode.value, EmbeddingMode.DISCRIMINATIVE.value, digest))
+    summary = _summarise(settings, evaluation, backbone, run, started, stages=stages, extra=extra)
+    run.finish({name: score.hit_at_1 for name, score in evaluation.router_scores.items()} | evaluation.gate_metrics)
+    return evaluation, summary
+
+
+def _summarise(
+    settings: Settings,
+    evaluation: Evaluation,
+    backbone: DualLoRABackbone,
+    run: RunFolder,
+    started: float,
+    *,
+    scored: bool = False,
+    stages: dict[str, dict[str, Any]] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write summary.json, and return its content."""
     summary = build_summary(
         evaluation.decisions(),
         suite=evaluation.suite,
@@ -101,11 +124,11 @@ def evaluate(
         router_scores=evaluation.router_scores,
         gate=evaluation.gate_metrics,
         seconds=time.monotonic() - started,
-        extra={"threshold": threshold, **(extra or {})},
+        scored=scored,
+        extra={"threshold": evaluation.threshold, **(extra or {})},
     )
     write_summary(summary, run.path / "summary.json", complete=False)
-    run.finish({name: score.hit_at_1 for name, score in evaluation.router_scores.items()} | evaluation.gate_metrics)
-    return evaluation, summary
+    return summary
 
 
 def evaluate_tasks(
@@ -126,27 +149,106 @@ def evaluate_tasks(
         ConfigError: unknown tasks, a mode that the encoder lacks, weights that cannot be had.
         DataError: annotations or media that are wrong (`task.on_error=raise`).
     """
+    protocol = protocol_of(settings.task)
+    tasks = select_tasks(settings.task.names)
+    result = _run_suite(settings, run, build_encoder(settings, protocol, device), tasks, protocol, progress)
+    means = aggregate(read_score_file(result.file).scores if result.scores else {})
+    run.finish(means.as_dict() | _scores_by_task(result))
+    return result, means
+
+
+def evaluate_nano_tasks(
+    settings: Settings, run: RunFolder, *, device: str = "cpu", progress: SuiteProgress | None = None
+) -> tuple[SuiteResult, Aggregate, dict[str, Any] | None]:
+    """Evaluate an encoder on tasks of MMEB-nano as on MMEB-V2's, and TWN's own under every router on top of that.
+
+    Their files are written first, below `paths.output_root`, unless they are there: `data.test_pairs` queries, split
+    evenly over the tasks asked for, drawn from `data.seed`.
+
+    Args:
+        settings: as for `evaluate_tasks`, and `data`, `gate` and `paths.output_root`.
+        run: also gets gate_decisions.parquet and summary.json.
+        device: where the encoder goes.
+        progress: told about tasks and items.
+
+    Returns:
+        The result of the tasks asked for, their means, and the summary; None for other encoders than `twn`, and on
+        other ranks than the first.
+
+    Raises:
+        ConfigError, DataError: as `evaluate_tasks`.
+    """
+    started = time.monotonic()
+    progress = progress or SuiteProgress()
+    protocol = protocol_of(settings.task)
+    chosen = select_tasks(settings.task.names, NANO_SUITE)
+    encoder = build_encoder(settings, protocol, device)
+    mirror = _nano_mirror(settings, chosen, progress)
+    tasks = load_mirror(mirror, chosen, protocol)
+    result = _run_suite(settings, run, encoder, tasks, protocol, progress)
+    means = aggregate({name: scores["score"] for name, scores in result.scores.items()}, NANO_SUITE)
+    summary = None
+    if isinstance(encoder, TWNEncoder) and is_first_process():
+        evaluation = evaluate_outcomes(
+            encoder,
+            tasks,
+            suite=NANO_SUITE,
+            gate_settings=settings.gate,
+            evaluation=settings.evaluation,
+            truths=read_ground_truth(mirror),
+            threshold=encoder.threshold,
+            cache=EmbeddingCache(settings.task.cache_root, settings.task.cache),
+            progress=progress,
+        )
+        evaluation.write_decisions(run)
+        summary = _summarise(settings, evaluation, encoder.backbone, run, started, scored=True)
+    modes = {} if summary is None else {"modes": summary["modes"]}
+    run.finish(means.as_dict() | _scores_by_task(result) | modes)
+    return result, means, summary
+
+
+def _nano_mirror(settings: Settings, tasks: Sequence[BenchmarkTask], progress: SuiteProgress) -> MirrorPaths:
+    """MMEB-nano's files, written by the first process."""
+    paths = None
+    with failing_together():
+        if is_first_process():
+            data, parent = settings.data, Path(settings.paths.output_root).expanduser() / NANO_SUITE
+            progress.mirror_started(data.test_pairs)
+            names = [task.name for task in tasks]
+            paths = shared_mirror(parent, names, data.test_pairs, data.seed, progress.advanced)
+    found = from_first(paths)
+    assert found is not None
+    return found
+
+
+def _run_suite(
+    settings: Settings,
+    run: RunFolder,
+    encoder: Encoder,
+    tasks: Sequence[BenchmarkTask | EvalTask],
+    protocol: Protocol,
+    progress: SuiteProgress | None,
+) -> SuiteResult:
     task = settings.task
-    protocol = protocol_of(task)
-    tasks = select_tasks(task.names)
-    cache = EmbeddingCache(task.cache_root, task.cache)
-    result = run_suite(
-        build_encoder(settings, protocol, device),
+    return run_suite(
+        encoder,
         tasks,
         output=run,
+        name=task.suite,
         annotations_root=_path(task.annotations_root),
         media_root=_path(task.media_root),
         protocol=protocol,
         model_name=None if settings.name == Settings.name else settings.name,
-        cache=cache,
+        cache=EmbeddingCache(task.cache_root, task.cache),
         strict_counts=task.strict_counts,
         on_error=task.on_error,
         bootstrap_samples=settings.evaluation.bootstrap_samples,
         progress=progress,
     )
-    means = aggregate(read_score_file(result.file).scores if result.scores else {})
-    run.finish(means.as_dict() | {"tasks": {name: scores["score"] for name, scores in result.scores.items()}})
-    return result, means
+
+
+def _scores_by_task(result: SuiteResult) -> dict[str, Any]:
+    return {"tasks": {name: scores["score"] for name, scores in result.scores.items()}}
 
 
 def protocol_of(task: TaskSettings) -> Protocol:
@@ -183,4 +285,5 @@ def build_encoder(settings: Settings, protocol: Protocol, device: str) -> Encode
         max_new_tokens=settings.data.max_new_tokens,
         batch_size=settings.evaluation.batch_size,
         threshold=settings.gate.threshold,
+        exit_tolerance=settings.evaluation.exit_tolerance,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from twn_lightning import source_rules, task_rules
+from twn_lightning import gate_rules, source_rules, task_rules
 from twn_lightning.errors import unknown_name
 from twn_lightning.settings import GateStageSettings, RLSettings, Settings, SFTSettings
 
@@ -49,7 +49,7 @@ _RANGES: dict[str, str] = {
     "adapters.num_queries": _AT_LEAST_1,
     **dict.fromkeys(["gate.hidden", "gate.num_negatives"], _AT_LEAST_1),
     **dict.fromkeys(["gate.label_temperature", "gate.soft_scale"], _POSITIVE),
-    "gate.threshold": "above 0 and below 1",
+    **dict.fromkeys(["gate.threshold", "gate.delta"], "above 0 and below 1"),
     "gate.price": _AT_LEAST_0,
     "gate.quality_tolerance": _FRACTION,
     "gate.token_budget": "above 0 and at most 1",
@@ -61,6 +61,7 @@ _RANGES: dict[str, str] = {
     **dict.fromkeys(["trainer.log_every_steps", "trainer.checkpoint_every_steps"], _AT_LEAST_1),
     **dict.fromkeys([f"task.{k}" for k in ("num_frames", "min_pixels", "max_pixels")], _AT_LEAST_1),
     **dict.fromkeys([f"evaluation.{k}" for k in ("batch_size", "random_draws", "bootstrap_samples")], _AT_LEAST_1),
+    "evaluation.exit_tolerance": "above 0 and at most 1",
 }
 
 _STAGE_RANGES: dict[type, dict[str, str]] = {
@@ -69,9 +70,9 @@ _STAGE_RANGES: dict[type, dict[str, str]] = {
         **dict.fromkeys(["chunk_size", "max_steps", "embedding_steps", "stored_pairs"], _AT_LEAST_1),
         **dict.fromkeys(["learning_rate", "embedding_learning_rate", "query_learning_rate"], _POSITIVE),
         **dict.fromkeys(["temperature", "clip_norm", "margin_mask"], _POSITIVE),
-        **dict.fromkeys(["weight_decay", "cot_weight"], _AT_LEAST_0),
-        **dict.fromkeys(["cross_query_generative", "cross_candidate_generative"], _AT_LEAST_0),
-        "warmup_ratio": _FRACTION,
+        **dict.fromkeys(["weight_decay", "cot_weight", "conflict_every_steps"], _AT_LEAST_0),
+        **dict.fromkeys(["cross_query_generative", "cross_candidate_generative", "distill_weight"], _AT_LEAST_0),
+        **dict.fromkeys(["warmup_ratio", "cut_cot_share"], _FRACTION),
     },
     GateStageSettings: {
         "batch_size": "at least 2",
@@ -96,6 +97,8 @@ def problems(settings: Settings) -> list[Problem]:
     found = list(_out_of_range(settings))
     found += [Problem(keys, message) for keys, message in source_rules.contradictions(settings.data)]
     found += [Problem(keys, message) for keys, message in task_rules.contradictions(settings.task)]
+    if isinstance(settings.stage, GateStageSettings):
+        found += [Problem(keys, message) for keys, message in gate_rules.contradictions(settings.gate, settings.data)]
     for rule in (_general, _backbone, _thinking, _sft, _rl, _trainer):
         found += rule(settings)
     return found
@@ -153,12 +156,13 @@ def _thinking(settings: Settings) -> Iterator[Problem]:
             f"stage.cross_candidate_generative is {stage.cross_candidate_generative}, but with data.think_sides=query "
             "candidates have no CoT: set it to 0, or data.think_sides=both",
         )
-    if sides == "candidate" and stage.cross_query_generative > 0:
-        yield Problem(
-            ("data.think_sides", "stage.cross_query_generative"),
-            f"stage.cross_query_generative is {stage.cross_query_generative}, but with data.think_sides=candidate "
-            "queries have no CoT: set it to 0, or data.think_sides=both",
-        )
+    for key in ("cross_query_generative", "distill_weight"):
+        if sides == "candidate" and getattr(stage, key) > 0:
+            yield Problem(
+                ("data.think_sides", f"stage.{key}"),
+                f"stage.{key} is {getattr(stage, key)}, but with data.think_sides=candidate queries have no CoT: set "
+                "it to 0, or data.think_sides=both",
+            )
 
 
 def _sft(settings: Settings) -> Iterator[Problem]:

@@ -67,9 +67,13 @@ class GateSettings:
     label_temperature: float = 0.05
     soft_scale: float = 0.25
     num_negatives: int = 1023
-    calibration: Literal["fixed", "quality_tolerance", "token_budget"] = "fixed"
+    calibration: Literal["fixed", "quality_tolerance", "token_budget", "conformal_quality", "conformal_budget"] = (
+        "fixed"
+    )
     quality_tolerance: float = 0.01
     token_budget: float = 0.5
+    delta: float | None = None
+    """None: the conformal calibrations bound expectations; else with probability 1 - delta over calibration splits."""
 
 
 @dataclass
@@ -136,7 +140,11 @@ class SFTSettings:
     cot_weight: float = 1.0
     cross_query_generative: float = 1.0
     cross_candidate_generative: float = 0.0
+    distill_weight: float = 0.0
+    cut_cot_share: float = 0.0
+    """Share of the CoTs of which pass E reads a random prefix; more than 0 for early exit."""
     matryoshka_dims: list[int] = field(default_factory=list)
+    conflict_every_steps: int = 0
 
 
 @dataclass
@@ -212,12 +220,12 @@ class LoggerSettings:
 class TaskSettings:
     """What `twn evaluate` measures, and by which rules; what is None is the protocol's own."""
 
-    suite: Literal["nano", "mmeb_v2"] = "nano"
+    suite: Literal["nano", "mmeb_v2", "mmeb_nano"] = "nano"
     names: list[str] = field(default_factory=list)
-    """Tasks, meta-tasks or modalities of MMEB-V2, or `all`."""
+    """Tasks, meta-tasks or modalities of the suite, or `all`."""
     annotations_root: str | None = None
     media_root: str | None = None
-    protocol: Literal["vlm2vec", "qwen3"] = "vlm2vec"
+    protocol: Literal["vlm2vec", "qwen3", "nano"] = "vlm2vec"
     version: Literal["2.0.0", "2.0.1", "2.1"] | None = None
     num_frames: int | None = None
     min_pixels: int | None = None
@@ -243,6 +251,8 @@ class EvaluationSettings:
     )
     random_draws: int = 20
     bootstrap_samples: int = 1000
+    exit_tolerance: float | None = None
+    """Leave a CoT once its embedding moves by less; None: never."""
 
 
 @dataclass

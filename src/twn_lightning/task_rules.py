@@ -1,4 +1,4 @@
-"""What `task` may not say about the evaluation on MMEB-V2. Split from `rules`, which calls it."""
+"""What `task` may not say about the evaluation on MMEB-V2 or MMEB-nano. Split from `rules`, which calls it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,20 @@ def contradictions(task: TaskSettings) -> Iterator[KeysAndMessage]:
             ("task.min_pixels", "task.max_pixels"),
             f"task.max_pixels ({task.max_pixels}) is below task.min_pixels ({task.min_pixels}): no image size fits",
         )
-    if task.suite == "mmeb_v2" and not task.names:
+    if task.suite in ("mmeb_v2", "mmeb_nano") and not task.names:
+        example = "K700" if task.suite == "mmeb_v2" else "NanoVideoQA"
         yield (
             ("task.suite", "task.names"),
-            "task.suite=mmeb_v2 names no task: choose with task=mmeb_v2/all, or task.names=[image,K700]",
+            f"task.suite={task.suite} names no task: choose with task={task.suite}/all, or "
+            f"task.names=[image,{example}]",
         )
+    if task.suite == "mmeb_nano":
+        for key in ("annotations_root", "media_root"):
+            if getattr(task, key) is not None:
+                yield (
+                    ("task.suite", f"task.{key}"),
+                    f"task.{key} is for MMEB-V2: MMEB-nano writes its own files, below paths.output_root",
+                )
 
 
 def missing(task: TaskSettings) -> Iterator[KeysAndMessage]:

@@ -91,6 +91,9 @@ def test_router_names_are_those_of_the_gate() -> None:
         ("sft", "stage", "warmup_ratio", 1.0),
         ("sft", "stage", "margin_mask", 0.0),
         ("sft", "stage", "clip_norm", 0.0),
+        ("sft", "stage", "distill_weight", -1.0),
+        ("sft", "stage", "cut_cot_share", 1.0),
+        ("sft", "evaluation", "exit_tolerance", 0.0),
         ("sft", "adapters", "dropout", 1.0),
         ("sft", "adapters", "num_queries", 0),
         ("sft", "data", "max_cot_tokens", 0),
@@ -116,12 +119,39 @@ def test_every_range_names_a_key() -> None:
 
 
 CONTRADICTIONS = [
+    ("gate", {"gate": {"delta": 0.1}}, "guarantees nothing"),
+    (
+        "gate",
+        {"gate": {"calibration": "conformal_quality", "quality_tolerance": 0.005}, "data": {"calibration_pairs": 100}},
+        "the least possible is 0.0196",
+    ),
+    (
+        "gate",
+        {
+            "gate": {"calibration": "conformal_budget", "token_budget": 0.01, "delta": 0.1},
+            "data": {"calibration_pairs": 20},
+        },
+        "the least possible is 0.206",
+    ),
+    (
+        "gate",
+        {"gate": {"calibration": "conformal_quality"}, "data": {"calibration_pairs": 1}},
+        "with 0 queries",
+    ),
     ("sft", {"model": {"min_pixels": 100, "max_pixels": 50}}, "no image size fits"),
     ("sft", {"adapters": {"arrangement": "shared", "prefix": "embedding"}}, "one adapter for both passes"),
     ("gate", {"adapters": {"dropout": 0.1}}, "only stage 1 trains with dropout"),
     ("rl", {"adapters": {"dropout": 0.1}}, "only stage 1 trains with dropout"),
     ("sft", {"stage": {"cross_candidate_generative": 0.25}}, "candidates have no CoT"),
     ("sft", {"data": {"think_sides": "candidate"}}, "queries have no CoT"),
+    (
+        "sft",
+        {
+            "data": {"think_sides": "candidate"},
+            "stage": {"cross_query_generative": 0.0, "distill_weight": 1.0},
+        },
+        "stage.distill_weight is 1.0, but with data.think_sides=candidate",
+    ),
     ("sft", {"stage": {"schedule": "two_phase"}, "interface": {"name": "kv_joint"}}, "stored caches"),
     ("sft", {"stage": {"schedule": "two_phase"}, "adapters": {"prefix": "embedding"}}, "stored caches"),
     ("sft", {"stage": {"schedule": "two_phase"}, "adapters": {"arrangement": "shared"}}, "stored caches"),

@@ -58,7 +58,9 @@ def decisions() -> pa.Table:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = decisions()
-    score = SimpleNamespace(hit_at_1=0.5, tokens_per_query=5.0, think_rate=0.5, ci95=(0.4, 0.6))
+    score = SimpleNamespace(
+        hit_at_1=0.5, tokens_per_query=5.0, think_rate=0.5, ci95=(0.4, 0.6), hits=np.full(table.num_rows, 0.5)
+    )
     summary: dict[str, Any] = build_summary(
         table,
         suite="nano",

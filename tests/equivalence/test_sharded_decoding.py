@@ -1,4 +1,4 @@
-"""Two FSDP2 ranks whose CoTs end at different steps, or of which only one thinks: both finish, as one process does."""
+"""Two FSDP2 ranks whose CoTs end at different steps, are left early, or of which only one thinks: as one process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from twn_lightning.backbone import decoding
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.early_exit import ExitRule
 from twn_lightning.backbone.encoding import encode
 from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.settings import AdapterSettings, InterfaceSettings, ModelSettings
@@ -31,12 +32,16 @@ def _backbone(shard: bool) -> DualLoRABackbone:
     return backbone
 
 
-def _decode(row: int, shard: bool) -> torch.Tensor:
+LEAVE = ExitRule(2.0, stride=1, patience=4)
+"""Leaves after four tokens: row 0, which would end after six, and not row 1, which ends after two."""
+
+
+def _decode(row: int, shard: bool, exit_rule: ExitRule | None = None) -> torch.Tensor:
     backbone = _backbone(shard)
     decoding._choose = _end_after(2 if row else 6, decoding._choose, backbone.processor.eot_id)
     with torch.no_grad():
         state = backbone.reason(backbone.processor([Item("a", "Find", "x" * (row + 1))]))
-        decoded = decoding.decode_cots(backbone, state, max_new_tokens=8)
+        decoded = decoding.decode_cots(backbone, state, max_new_tokens=8, exit_rule=exit_rule)
         return torch.cat([decoded.cots.ids_BT[0].float(), backbone.embed(decoded.state).generative_BD[0]])
 
 
@@ -65,7 +70,11 @@ def _rank(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     adaptive = _encode_adaptively(rank, shard=True)
-    torch.save({"decoded": _decode(rank, shard=True), "adaptive": adaptive}, Path(folder, f"{rank}.pt"))
+    choose = decoding._choose
+    decoded = _decode(rank, shard=True)
+    decoding._choose = choose
+    left = _decode(rank, shard=True, exit_rule=LEAVE)
+    torch.save({"decoded": decoded, "left": left, "adaptive": adaptive}, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -77,3 +86,6 @@ def test_ranks_step_in_lockstep(tmp_path, monkeypatch):
         monkeypatch.setattr(decoding, "_choose", choose)
         torch.testing.assert_close(found["adaptive"], _encode_adaptively(rank, shard=False), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found["decoded"], _decode(rank, shard=False), atol=1e-5, rtol=1e-4)
+        monkeypatch.setattr(decoding, "_choose", choose)
+        torch.testing.assert_close(found["left"], _decode(rank, False, LEAVE), atol=1e-5, rtol=1e-4)
+        assert len(found["decoded"]) - len(found["left"]) == (0 if rank else 2)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.early_exit import ExitRule, ExitWatch
 from twn_lightning.backbone.interface import CacheView, KeyValues, ReasonerState
 from twn_lightning.backbone.processor import ANSWER_CLOSE
 from twn_lightning.types import CotBatch
@@ -36,6 +37,8 @@ class Decoded:
     """fp32 log-probabilities of the tokens at the sampling temperature (1 for greedy), 0 at padding. The ban on
     visual tokens is not in them, so they equal the teacher-forced ones."""
     state: ReasonerState
+    exited_B: Tensor
+    """True where the exit rule ended the CoT; it is not closed then."""
 
 
 @torch.no_grad()
@@ -47,6 +50,7 @@ def decode_cots(
     temperature: float = 0.0,
     completions: int = 1,
     generator: torch.Generator | None = None,
+    exit_rule: ExitRule | None = None,
 ) -> Decoded:
     """Generate a CoT for each row of a prefilled state.
 
@@ -57,6 +61,7 @@ def decode_cots(
         temperature: 0 is greedy.
         completions: CoTs per row; rows are repeated prompt-major.
         generator: random numbers for sampling.
+        exit_rule: when to leave a CoT early; never, by default.
 
     Returns:
         CoTs (rows * completions), their log-probabilities, and the grown state.
@@ -64,12 +69,15 @@ def decode_cots(
     if completions > 1:
         state = state.select([r for r in range(len(state)) for _ in range(completions)])
     run = _Run(backbone, state, max_new_tokens)
+    watch = None if exit_rule is None else ExitWatch(backbone, exit_rule, state)
     hidden_AD = state.last_hidden_BD
     for step in range(max_new_tokens):
         logits_AV = backbone("logits", hidden_BD=hidden_AD)["logits"].float()
         ids_A, log_probs_A = _choose(logits_AV, run.banned, temperature, generator)
         run.accept(step, ids_A, log_probs_A)
         hidden_AD = run.advance(step)
+        if watch is not None and (step + 1) % watch.rule.stride == 0 and step + 1 < max_new_tokens:
+            run.leave(watch.leaves(run.state_after(step), run.rows_A))
         if not run.any_rank_running():
             break
         hidden_AD = run.drop_finished(hidden_AD)
@@ -106,6 +114,7 @@ class _Run:
         self.mask_BT = torch.zeros(rows, cap, dtype=torch.long, device=device)
         self.log_probs_BT = torch.zeros(rows, cap, device=device)
         self.closed_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.exited_B = torch.zeros_like(self.closed_B)
         self.rows_A = torch.arange(rows, device=device)
         self.running_A = torch.ones(rows, dtype=torch.bool, device=device)
         self.cache = GrowingCache(state.layers, cap)
@@ -145,6 +154,27 @@ class _Run:
         self.cache.used += 1
         hidden: Tensor = found["hidden"]
         return hidden
+
+    def state_after(self, step: int) -> ReasonerState:
+        """The rows still in the run with their CoTs up to a step; keys and values are a view of the cache."""
+        rows = self.rows_A.tolist()
+        cots = CotBatch(self.ids_BT[:, : step + 1], self.mask_BT[:, : step + 1], self.closed_B).select(rows)
+        return ReasonerState(
+            layers=self.cache.columns(slice(None)),
+            prompt_mask_BL=self.state.prompt_mask_BL[self.rows_A],
+            cot_mask_BT=cots.mask_BT,
+            prompt_end_B=self.ends_A,
+            readable_end_B=self.ends_A + cots.lengths_B,
+            last_hidden_BD=self.state.last_hidden_BD[self.rows_A],
+            cot_logits_BTV=None,
+            prompts=self.state.prompts.select(rows),
+            cots=cots,
+        )
+
+    def leave(self, leaves_A: Tensor) -> None:
+        """End the CoTs of some running rows where they are."""
+        self.exited_B[self.rows_A[leaves_A & self.running_A]] = True
+        self.running_A = self.running_A & ~leaves_A
 
     def any_rank_running(self) -> bool:
         """Whether a row is left. Sharded ranks gather weights together at each step, so all go on until all end."""
@@ -189,7 +219,7 @@ class _Run:
             cot_logits_BTV=None,
             cots=cots,
         )
-        return Decoded(cots, self.log_probs_BT[:, :width].contiguous(), state)
+        return Decoded(cots, self.log_probs_BT[:, :width].contiguous(), state, self.exited_B)
 
 
 def any_sharded_rank(backbone: DualLoRABackbone, flag: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from twn_lightning.backbone.decoding import Decoded, any_sharded_rank, decode_cots
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.early_exit import ExitRule
 from twn_lightning.backbone.interface import ReasonerState
 from twn_lightning.errors import ConfigError
 from twn_lightning.types import EmbeddingMode, Item, Side
@@ -39,7 +40,7 @@ class Encoded:
     tokens_N: Tensor
     """CoT tokens generated, 0 where the item did not think."""
     malformed_N: Tensor
-    """True where the CoT had not closed by the cap."""
+    """True where the CoT had not closed by the cap. One that was left early is whole as it is."""
     prompt_tokens_N: Tensor
     features_NF: Tensor
     """The gate's features."""
@@ -69,6 +70,7 @@ def encode(
     max_new_tokens: int = 64,
     batch_size: int = 500,
     side: Side | None = None,
+    exit_rule: ExitRule | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Encoded:
     """Embed items.
@@ -82,6 +84,7 @@ def encode(
         max_new_tokens: cap of a CoT; one that has not closed by then falls back to the discriminative embedding.
         batch_size: rows prefetched and decoded together.
         side: what the items are, for a gate with a side embedding.
+        exit_rule: when to leave a CoT early; never, by default.
         progress: called with the number of items done, after each batch.
 
     Raises:
@@ -99,7 +102,7 @@ def encode(
         parts = []
         for start in range(0, max(len(items), 1), batch_size):
             part = _encode_batch(
-                backbone, items[start : start + batch_size], mode, gate, threshold, max_new_tokens, side
+                backbone, items[start : start + batch_size], mode, gate, threshold, max_new_tokens, side, exit_rule
             )
             parts.append(part)
             if progress is not None:
@@ -117,6 +120,7 @@ def _encode_batch(
     threshold: float,
     max_new_tokens: int,
     side: Side | None,
+    exit_rule: ExitRule | None,
 ) -> Encoded:
     prompts = backbone.processor(items).to(backbone.device)
     state = backbone.reason(prompts)
@@ -142,9 +146,10 @@ def _encode_batch(
     rows = think.nonzero()[:, 0].tolist()
     if any_sharded_rank(backbone, think.any()) and not rows:
         # Another rank thinks, and weights are gathered together: this one decodes a row that nobody reads.
-        _generate(backbone, state.select([0]), max_new_tokens)
+        _generate(backbone, state.select([0]), max_new_tokens, exit_rule)
     if rows:
-        _think(backbone, state if len(rows) == len(items) else state.select(rows), rows, encoded, max_new_tokens)
+        thinking = state if len(rows) == len(items) else state.select(rows)
+        _think(backbone, thinking, rows, encoded, max_new_tokens, exit_rule)
     return encoded
 
 
@@ -163,24 +168,31 @@ def _probability(gate: Gate | None, features_BF: Tensor, side: Side | None) -> T
 
 
 def _think(
-    backbone: DualLoRABackbone, state: ReasonerState, rows: list[int], encoded: Encoded, max_new_tokens: int
+    backbone: DualLoRABackbone,
+    state: ReasonerState,
+    rows: list[int],
+    encoded: Encoded,
+    max_new_tokens: int,
+    exit_rule: ExitRule | None,
 ) -> None:
     """Decode CoTs for some rows and write their generative embeddings into `encoded`."""
-    decoded, e_g = _generate(backbone, state, max_new_tokens)
-    closed = decoded.cots.closed_B.cpu()
+    decoded, e_g = _generate(backbone, state, max_new_tokens, exit_rule)
+    ended = (decoded.cots.closed_B | decoded.exited_B).cpu()
     index = torch.tensor(rows)
     generative = _wanted(encoded.generative_ND)
-    generative[index[closed]] = e_g[closed]
+    generative[index[ended]] = e_g[ended]
     encoded.embedding_ND = generative
     encoded.tokens_N[index] = decoded.cots.lengths_B.cpu()
-    encoded.malformed_N[index] = ~closed
+    encoded.malformed_N[index] = ~ended
     for row, text in zip(rows, backbone.processor.decode_cots(decoded.cots), strict=True):
         encoded.cot_texts[row] = text
 
 
-def _generate(backbone: DualLoRABackbone, state: ReasonerState, max_new_tokens: int) -> tuple[Decoded, Tensor]:
+def _generate(
+    backbone: DualLoRABackbone, state: ReasonerState, max_new_tokens: int, exit_rule: ExitRule | None
+) -> tuple[Decoded, Tensor]:
     """CoTs of all rows of a state, and the embeddings (B, D) that read them."""
-    decoded = decode_cots(backbone, state, max_new_tokens=max_new_tokens)
+    decoded = decode_cots(backbone, state, max_new_tokens=max_new_tokens, exit_rule=exit_rule)
     return decoded, _wanted(backbone.embed(decoded.state, ["generative"]).generative_BD).cpu()
 
 

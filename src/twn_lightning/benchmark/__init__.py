@@ -1,4 +1,4 @@
-"""MMEB-V2: the 78 tasks, their loaders, protocols, versions and published scores."""
+"""MMEB-V2: the 78 tasks, their loaders, protocols, versions and published scores; and MMEB-nano, the same small."""
 
 from twn_lightning.benchmark.eval_task import EvalTask
 from twn_lightning.benchmark.loading import load_task

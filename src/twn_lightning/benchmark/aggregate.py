@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from twn_lightning.benchmark.registry import MODALITIES, all_tasks, get_task, meta_tasks, selections
+from twn_lightning.benchmark.registry import MODALITIES, SUITE, all_tasks, get_task, meta_tasks, selections
 from twn_lightning.benchmark.score_file import Split
 
 PUBLISHED_FILE = Path(__file__).with_name("published_scores.yaml")
@@ -25,15 +25,16 @@ class Aggregate:
     video: float | None
     visdoc: float | None
     all: float | None
-    """Over the 78 tasks, not over the three modalities."""
+    """Over the tasks, not over the three modalities."""
     meta_tasks: dict[str, float | None]
     missing: list[str]
     """In scoreboard order."""
+    suite: str = SUITE
 
     @property
     def status(self) -> str:
         """`complete`, or `incomplete: n/78`."""
-        total = len(all_tasks())
+        total = len(all_tasks(self.suite))
         return f"incomplete: {total - len(self.missing)}/{total}" if self.missing else "complete"
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,31 +60,48 @@ class PublishedScores:
     note: str | None = None
 
 
-def aggregate(scores: Mapping[str, float]) -> Aggregate:
+def aggregate(scores: Mapping[str, float], suite: str = SUITE) -> Aggregate:
     """The scoreboard of one model.
 
     Args:
         scores: the main metric by task, as fractions.
+        suite: whose tasks they are.
 
     Returns:
-        Unweighted means over the tasks of each meta-task, of each modality, and of all 78.
+        Unweighted means over the tasks of each meta-task, of each modality, and of all.
 
     Raises:
-        ConfigError: a name that is no task.
+        ConfigError: a name that is no task of the suite.
     """
     for name in scores:
-        get_task(name)
+        get_task(name, suite)
 
     def mean(names: Iterable[str]) -> float | None:
         values = [scores.get(name, math.nan) for name in names]
         return None if any(map(math.isnan, values)) else math.fsum(values) / len(values)
 
-    groups = selections()
+    groups = selections(suite)
     return Aggregate(
         **{name: mean(groups[name]) for name in (*MODALITIES, "all")},
-        meta_tasks={name: mean(tasks) for name, tasks in meta_tasks().items()},
-        missing=[task.name for task in all_tasks() if task.name not in scores],
+        meta_tasks={name: mean(tasks) for name, tasks in meta_tasks(suite).items()},
+        missing=[task.name for task in all_tasks(suite) if task.name not in scores],
+        suite=suite,
     )
+
+
+def mean_over_meta_tasks(scores: Mapping[str, float], suite: str) -> float | None:
+    """The mean over a suite's meta-tasks of the mean over each one's tasks: the score of MMEB-nano.
+
+    Args:
+        scores: the main metric by task, as fractions.
+        suite: whose tasks they are.
+
+    Returns:
+        The mean, or None where a task is missing.
+    """
+    means = aggregate(scores, suite).meta_tasks.values()
+    known = [mean for mean in means if mean is not None]
+    return math.fsum(known) / len(known) if len(known) == len(means) else None
 
 
 @cache

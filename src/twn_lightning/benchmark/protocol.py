@@ -61,8 +61,10 @@ class Protocol:
 PROTOCOLS = {
     "vlm2vec": Protocol(max_pixels=28 * 28 * 1280, min_pixels=28 * 28 * 4),
     "qwen3": Protocol(prompts="qwen3", num_frames=64, max_pixels=1800 * 32 * 32),
+    "nano": Protocol(),
 }
-"""Named protocols: VLM2Vec-V2's evaluation, and that of the Qwen3-VL-Embedding report (64 frames, 1,800 tokens)."""
+"""Named protocols: VLM2Vec-V2's evaluation, that of the Qwen3-VL-Embedding report (64 frames, 1,800 tokens), and
+MMEB-nano's, whose images are of the size they are drawn in."""
 
 
 def get_protocol(protocol: str | Protocol, **changes: Any) -> Protocol:

@@ -1,4 +1,4 @@
-"""`twn evaluate`: trained adapters under every router, or an encoder on MMEB-V2."""
+"""`twn evaluate`: trained adapters under every router, or an encoder on MMEB-V2 or MMEB-nano."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from twn_lightning import config
+from twn_lightning.benchmark.registry import NANO_SUITE
 from twn_lightning.commands import parser
 from twn_lightning.commands.suite_report import SuiteBars, print_suite
-from twn_lightning.evaluate import evaluate, evaluate_tasks
+from twn_lightning.evaluate import evaluate, evaluate_nano_tasks, evaluate_tasks
 from twn_lightning.evaluation.ranks import joined_processes
 from twn_lightning.reporting import print_tables
 from twn_lightning.run import RunFolder, is_first_process, recorded, run_folder_for
@@ -24,10 +25,11 @@ def main(arguments: list[str]) -> None:
     options = parser(
         "evaluate",
         "Score adapters on held-out queries under every router (the packaged nano adapters unless others are named), "
-        "or an encoder on tasks of MMEB-V2.",
+        "or an encoder on tasks of MMEB-V2, or of MMEB-nano, the same in miniature and under every router.",
         """twn evaluate
         twn evaluate adapters.init_from=outputs/gate/nano_gate/RUN/adapters
         twn evaluate data.test_pairs=500 evaluation.routers=[never,always,adaptive]
+        twn evaluate task=mmeb_nano/all data.test_pairs=1000
         twn evaluate task=mmeb_v2/image task.annotations_root=ANNOTATIONS task.media_root=MEDIA
         twn evaluate task=mmeb_v2/all task.encoder=vlm2vec task.query_mode=discriminative model.path=CHECKPOINT
         twn evaluate task=mmeb_v2/all task.media_root=MEDIA paths.run_dir=RUN    (goes on where RUN was interrupted)""",
@@ -80,7 +82,7 @@ def run_evaluation(
 
 
 def run_tasks(settings: Settings, overrides: Sequence[str] = (), *, run: RunFolder) -> None:
-    """Evaluate on tasks of MMEB-V2, with progress bars, and print the scores. A run of the same suite is continued.
+    """Evaluate on tasks of a suite, with progress bars, and print the scores. A run of the same suite is continued.
 
     Args:
         settings: the resolved settings.
@@ -97,11 +99,18 @@ def run_tasks(settings: Settings, overrides: Sequence[str] = (), *, run: RunFold
     run.create(settings, overrides, resumed_from=str(run.path) if continued else None)
     run.status("RUNNING", suite=suite)
     again = f"the same command with paths.run_dir={run.path}"
+    device, summary = str(device_for(settings.trainer)), None
     try:
         with recorded(run, again), joined_processes(), SuiteBars() as bars:
-            result, means = evaluate_tasks(settings, run, device=str(device_for(settings.trainer)), progress=bars)
+            if suite == NANO_SUITE:
+                result, means, summary = evaluate_nano_tasks(settings, run, device=device, progress=bars)
+            else:
+                result, means = evaluate_tasks(settings, run, device=device, progress=bars)
     except KeyboardInterrupt:
         print(f"nothing is lost, continue with: {again}", file=sys.stderr)
         raise
     if is_first_process():
         print_suite(result, means)
+    if summary is not None:
+        print_tables(summary)
+        print(f"summary: {run.path / 'summary.json'}\nreport:  twn report {run.path}")

@@ -1,4 +1,4 @@
-"""What `twn evaluate task=mmeb_v2/...` shows: bars over tasks and items while it runs, then scores and their means."""
+"""What `twn evaluate task=<suite>/...` shows: bars over tasks and items while it runs, then scores and their means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from twn_lightning.benchmark.aggregate import Aggregate
-from twn_lightning.benchmark.registry import MODALITIES
+from twn_lightning.benchmark.registry import MODALITIES, SUITE
 from twn_lightning.commands.tables import table_console
 from twn_lightning.evaluation.benchmark_suite import SuiteProgress, SuiteResult
 from twn_lightning.run import is_first_process
@@ -43,6 +43,9 @@ class SuiteBars(SuiteProgress):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def mirror_started(self, rows: int) -> None:
+        self._progress.reset(self._items, total=rows, description="MMEB-nano, rows written")
 
     def suite_started(self, tasks: int) -> None:
         self._progress.update(self._tasks, total=tasks)
@@ -81,7 +84,8 @@ def print_suite(result: SuiteResult, means: Aggregate) -> None:
     lines = [f"{means.status}: {', '.join(shown)}"]
     lines += [f"{name} left out: {why}" for name, why in result.failed.items()]
     lines += [f"{name}: {warning}" for name, scores in result.scores.items() for warning in _warnings(scores)]
-    lines += [f"results: {result.folder}", f"compare: twn aggregate {result.file}"]
+    lines += [f"results: {result.folder}"]
+    lines += [f"compare: twn aggregate {result.file}"] if means.suite == SUITE else []
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

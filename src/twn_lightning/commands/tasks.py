@@ -1,4 +1,4 @@
-"""`twn tasks`: the 78 tasks of MMEB-V2, or some of them."""
+"""`twn tasks`: the 78 tasks of MMEB-V2 or the eleven of MMEB-nano, or some of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from twn_lightning.benchmark.registry import VERSIONS, BenchmarkTask, select_tasks
+from twn_lightning.benchmark.registry import SUITE, TASK_FILES, VERSIONS, BenchmarkTask, select_tasks
 from twn_lightning.commands import parser
 from twn_lightning.commands.tables import table_console
 
@@ -19,21 +19,23 @@ def main(arguments: list[str]) -> None:
     """Print the table, or a JSON list of its rows with every field."""
     options = parser(
         "tasks",
-        "The tasks of MMEB-V2: modality, meta-task, metric, sizes, parser, and where the data is.",
+        "The tasks of MMEB-V2, or of another suite: modality, meta-task, metric, sizes, parser, and where the data is.",
         """twn tasks
         twn tasks V-QA DocVQA
         twn tasks visdoc --version 2.0.0
+        twn tasks --suite mmeb_nano
         twn tasks --json""",
     )
     options.add_argument("names", nargs="*", metavar="NAME", help="tasks, meta-tasks or modalities (default: all)")
     options.add_argument("--version", choices=VERSIONS, default=VERSIONS[-1], help=f"default {VERSIONS[-1]}")
+    options.add_argument("--suite", choices=TASK_FILES, default=SUITE, help=f"default {SUITE}")
     options.add_argument("--json", action="store_true", help="rows with every field, nothing else")
     chosen = options.parse_intermixed_args(arguments)
-    tasks = [task.at_version(chosen.version) for task in select_tasks(chosen.names or ["all"])]
+    tasks = [task.at_version(chosen.version) for task in select_tasks(chosen.names or ["all"], chosen.suite)]
     if chosen.json:
         print(json.dumps([_row(task, chosen.version) for task in tasks], indent=2, ensure_ascii=False))
     else:
-        _print(tasks, chosen.version)
+        _print(tasks, f"MMEB-V2 {chosen.version}" if chosen.suite == SUITE else "MMEB-nano")
 
 
 def _row(task: BenchmarkTask, version: str) -> dict[str, Any]:
@@ -43,8 +45,8 @@ def _row(task: BenchmarkTask, version: str) -> dict[str, Any]:
     return row | {"version": version}
 
 
-def _print(tasks: Sequence[BenchmarkTask], version: str) -> None:
-    table = Table(title=f"MMEB-V2 {version}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, header_style="dim")
+def _print(tasks: Sequence[BenchmarkTask], title: str) -> None:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for name in ("Task", "Modality", "Meta-task", "Metric"):
         table.add_column(name, no_wrap=True)
     for name in ("Queries", "Candidates"):

@@ -1,4 +1,4 @@
-"""MMEB-V2 from tasks to score files: load, encode through the cache, score, write; one task after the other.
+"""A benchmark suite from tasks to score files: load, encode through the cache, score, write; one task after the other.
 
 Memory follows the largest task, not their number: embeddings are on disk, and a task is gone before the next one.
 """
@@ -38,6 +38,9 @@ VERSIONED = ("twn_lightning", "torch", "transformers", "numpy")
 class SuiteProgress:
     """What a suite reports while it runs, to whoever shows it. This one shows nothing."""
 
+    def mirror_started(self, rows: int) -> None:
+        """MMEB-nano is about to be written: so many rows."""
+
     def suite_started(self, tasks: int) -> None:
         """So many tasks follow."""
 
@@ -45,7 +48,7 @@ class SuiteProgress:
         """A side of a task is about to be encoded: so many distinct items on this rank."""
 
     def advanced(self, items: int) -> None:
-        """So many more of them are done."""
+        """So many more items or rows are done."""
 
     def task_finished(self, scores: Mapping[str, Any], *, reused: bool) -> None:
         """A task has its scores; or had them already."""
@@ -97,6 +100,7 @@ def run_suite(
     tasks: Sequence[str | BenchmarkTask | EvalTask],
     *,
     output: RunFolder | str | Path,
+    name: str = SUITE,
     annotations_root: str | Path | None = None,
     media_root: str | Path | None = None,
     protocol: str | Protocol = "vlm2vec",
@@ -110,7 +114,7 @@ def run_suite(
     bootstrap_samples: int = 1000,
     progress: SuiteProgress | None = None,
 ) -> SuiteResult:
-    """Evaluate an encoder on tasks of MMEB-V2.
+    """Evaluate an encoder on tasks of MMEB-V2, or of another suite.
 
     With torch.distributed initialised every rank calls this and encodes its share; the first one scores and writes.
 
@@ -118,6 +122,7 @@ def run_suite(
         encoder: the model.
         tasks: names, rows, or tasks that are loaded already, in any order.
         output: the run folder.
+        name: the suite's, under which its files are kept.
         annotations_root: local mirror of the annotations; None: the hub.
         media_root: media in the layout of TIGER-Lab/MMEB-V2.
         protocol: everything besides the model that decides a number; its modes must be among the encoder's.
@@ -142,7 +147,7 @@ def run_suite(
     identity = identity_digest({side.value: found for side, found in identities.items()})
     threshold = identities[Side.QUERY].get("threshold")
     key = run_key_of(threshold, protocol.query_mode, protocol.candidate_mode, protocol.digest())
-    folder = (output if isinstance(output, RunFolder) else RunFolder(output)).eval_dir(SUITE, key, "")
+    folder = (output if isinstance(output, RunFolder) else RunFolder(output)).eval_dir(name, key, "")
     suite = _Suite(
         encoder,
         protocol,
@@ -160,21 +165,21 @@ def run_suite(
         progress or SuiteProgress(),
     )
     model = model_name or (encoder.model_name() if isinstance(encoder, NamedModel) else encoder.name)
-    result = SuiteResult(folder, folder / f"{SUITE}.json")
+    result = SuiteResult(folder, folder / f"{name}.json")
     suite.progress.suite_started(len(tasks))
     waiting = [task if isinstance(task, str) else task.name for task in tasks]
     for entry in tasks:
-        name = waiting.pop(0)
+        task_name = waiting.pop(0)
         try:
             scores, held = _run_task(suite, get_task(entry) if isinstance(entry, str) else entry)
         except DataError as error:
             if on_error == "raise":
                 raise
-            result.failed[name] = str(error)
-            suite.progress.task_failed(name, str(error))
+            result.failed[task_name] = str(error)
+            suite.progress.task_failed(task_name, str(error))
             continue
-        result.scores[name] = scores
-        result.resumed += [name] if held else []
+        result.scores[task_name] = scores
+        result.resumed += [task_name] if held else []
         if is_first_process():
             done = suite_tasks(folder, identity, leave_out=[*waiting, *result.failed])
             write_suite(result.file, done, model=model, protocol=protocol, encoder=identity)

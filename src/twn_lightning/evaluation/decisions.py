@@ -20,6 +20,7 @@ THUMBNAIL_PIXELS = 320
 _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("query_key", "task", "side")),
+        ("kind", pa.string()),
         ("steps", pa.int64()),
         ("probability", pa.float64()),
         ("think", pa.bool_()),
@@ -55,6 +56,7 @@ def _row(o: QueryOutcome, gain: float, think: bool, with_image: bool) -> dict[st
         "query_key": query.key,
         "task": o.pair.source,
         "side": Side.QUERY.value,
+        "kind": o.kind,
         "steps": o.pair.steps,
         "probability": o.probability,
         "think": think,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from twn_lightning.backbone.encoding import Encoded
+from twn_lightning.data.nano.tasks import KINDS
 from twn_lightning.errors import DataError
 from twn_lightning.gate.labels import outcome_losses
 from twn_lightning.metrics import ranks
@@ -33,10 +34,13 @@ class QueryOutcome:
     top1_discriminative: Item
     top1_generative: Item
     tokens: int
-    prompt_tokens: int
+    prompt_tokens: int | None
+    """None where the encoder does not say."""
     malformed: bool
     probability: float
     cot: str
+    kind: str | None = None
+    """What MMEB-nano calls the query: direct, lookalike or steps."""
 
     @property
     def hit_discriminative(self) -> float:
@@ -61,6 +65,12 @@ def positive_rows(pairs: Sequence[Pair], candidates: Sequence[Item]) -> Tensor:
             f"task's {len(candidates)} candidates; the source must list every positive as a candidate"
         )
     return torch.tensor([row_of[pair.positive.key] for pair in pairs])
+
+
+def kind_of(key: str) -> str | None:
+    """What MMEB-nano calls a query: the last part of its key as a pair; None for other sources."""
+    last = key.rpartition("/")[2]
+    return last if last in KINDS else None
 
 
 def task_outcomes(
@@ -121,6 +131,7 @@ def task_outcomes(
             malformed=bool(encoded.malformed_N[i]),
             probability=float(probability_Q[i]),
             cot=encoded.cot_texts[i] or "",
+            kind=kind_of(pair.query.key),
         )
         for i, pair in enumerate(pairs)
     ]

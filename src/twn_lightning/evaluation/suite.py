@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.early_exit import ExitRule
 from twn_lightning.backbone.encoding import Encoded, encode
 from twn_lightning.data.sources import PairSource, Split
 from twn_lightning.errors import DataError
@@ -51,14 +52,18 @@ class Evaluation:
         """One row per query: the content of gate_decisions.parquet."""
         return decision_table(self.outcomes, self.gain_N, self.think_N)
 
-    def write(self, run: RunFolder, run_key: str) -> None:
-        """Write gate_decisions.parquet, and scores.json and predictions.jsonl of every task."""
+    def write_decisions(self, run: RunFolder) -> None:
+        """Write gate_decisions.parquet."""
         import pyarrow.parquet as pq
 
         run.path.mkdir(parents=True, exist_ok=True)
         temporary = run.gate_decisions.with_suffix(".tmp")
         pq.write_table(self.decisions(), temporary)
         temporary.replace(run.gate_decisions)
+
+    def write(self, run: RunFolder, run_key: str) -> None:
+        """Write gate_decisions.parquet, and scores.json and predictions.jsonl of every task."""
+        self.write_decisions(run)
         tasks = sorted({o.pair.source for o in self.outcomes})
         for task in tasks:
             rows = [i for i, o in enumerate(self.outcomes) if o.pair.source == task]
@@ -109,7 +114,7 @@ def evaluate_source(
         gate: None leaves out the routers that need one.
         threshold: the gate thinks iff probability > threshold.
         gate_settings: price and label temperature of the gains.
-        evaluation: routers, draws, bootstrap samples, batch size.
+        evaluation: routers, draws, bootstrap samples, batch size, early exit.
         max_new_tokens: cap of a CoT.
         progress: called with the number of queries encoded, after each batch.
 
@@ -128,6 +133,7 @@ def evaluate_source(
         gate_settings=gate_settings,
         batch_size=evaluation.batch_size,
         max_new_tokens=max_new_tokens,
+        exit_rule=None if evaluation.exit_tolerance is None else ExitRule(evaluation.exit_tolerance),
         progress=progress,
     )
     return score_outcomes(
@@ -150,12 +156,14 @@ def encode_outcomes(
     gate_settings: GateSettings,
     batch_size: int,
     max_new_tokens: int,
+    exit_rule: ExitRule | None = None,
     progress: Progress | None = None,
     encoded: Encoded | None = None,
 ) -> list[QueryOutcome]:
     """Outcomes of pairs of any tasks, in their order; arguments as `evaluate_source`.
 
     Args:
+        exit_rule: when to leave a CoT early; never, by default.
         encoded: the queries under mode `generative`, where the caller has encoded them already.
     """
     if encoded is None:
@@ -166,6 +174,7 @@ def encode_outcomes(
             gate=gate,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            exit_rule=exit_rule,
             progress=progress,
         )
     outcomes: list[QueryOutcome | None] = [None] * len(pairs)

@@ -18,7 +18,7 @@ import numpy as np
 
 from twn_lightning.benchmark.eval_task import EvalTask
 from twn_lightning.benchmark.protocol import Protocol
-from twn_lightning.benchmark.registry import MODALITIES, all_tasks
+from twn_lightning.benchmark.registry import MODALITIES, TASK_FILES, all_tasks
 from twn_lightning.data.record_files import StoredImage
 from twn_lightning.evaluation.task_scores import benchmark_scores
 from twn_lightning.run import write_json, write_text
@@ -111,7 +111,7 @@ def suite_tasks(folder: Path, encoder: str, leave_out: Sequence[str] = ()) -> di
         leave_out: tasks whose scores are about to be made again.
     """
     found = {path.parent.name: read_scores(path.parent) for path in folder.glob(f"*/{SCORES}")}
-    known = {task.name: i for i, task in enumerate(all_tasks())}
+    known = {task.name: i for suite in TASK_FILES for i, task in enumerate(all_tasks(suite))}
     names = sorted(found, key=lambda name: (known.get(name, len(known)), name))
     tasks = {}
     for name in names:

@@ -104,15 +104,9 @@ def score_task(
     keys = [task.candidates[row].key for row in left.candidate_rows]
     protocol = task.protocol
     found = score_embeddings(*embeddings, keys, left.items, protocol.ties, ndcg_pairing=protocol.ndcg_pairing)
-    ranked = list(rank_candidates(*embeddings, keys, left.items, protocol.ties, top_k=max(top_k, *KS)))
     metric = task.task.metric
-    per_query = per_query_metrics(
-        [ranking.keys for ranking in ranked],
-        [item.labels for item in left.items],
-        [item.relevance for item in left.items],
-        ndcg_pairing=protocol.ndcg_pairing,
-    )[metric]
-    interval = bootstrap_mean(per_query, samples=bootstrap_samples)
+    ranked, quality_Q = ranked_with_quality(task, *embeddings, keys, left.items, top_k=top_k)
+    interval = bootstrap_mean(quality_Q, samples=bootstrap_samples)
     scores = {
         "task": task.name,
         "modality": task.task.modality,
@@ -131,6 +125,39 @@ def score_task(
         "skipped": [*task.skipped, *left.skipped],
     }
     return scores, list(_predictions(task, queries, left, ranked, top_k))
+
+
+def ranked_with_quality(
+    task: EvalTask,
+    queries_QD: np.ndarray,
+    candidates_CD: np.ndarray,
+    keys: Sequence[str],
+    items: Sequence[RankingItem],
+    *,
+    top_k: int = max(KS),
+) -> tuple[list[RankedCandidates], np.ndarray]:
+    """Each query's best candidates, and its value of the task's own metric, in [0, 1].
+
+    Args:
+        task: decides metric and tie rule.
+        queries_QD: query embeddings.
+        candidates_CD: candidate embeddings.
+        keys: of the candidates.
+        items: of the queries.
+        top_k: candidates kept of each query, at least the largest cut-off.
+
+    Raises:
+        DataError, NumericalError: as `score_embeddings`.
+    """
+    protocol = task.protocol
+    ranked = list(rank_candidates(queries_QD, candidates_CD, keys, items, protocol.ties, top_k=max(top_k, *KS)))
+    values = per_query_metrics(
+        [ranking.keys for ranking in ranked],
+        [item.labels for item in items],
+        [item.relevance for item in items],
+        ndcg_pairing=protocol.ndcg_pairing,
+    )
+    return ranked, values[task.task.metric]
 
 
 def count_guard(task: EvalTask) -> dict[str, Any]:

@@ -6,7 +6,7 @@ metrics do not import each other.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +30,13 @@ class OperatingPoints(Protocol):
 
 def calibrate_threshold(
     curve: OperatingPoints,
-    method: Literal["fixed", "quality_tolerance", "token_budget"] = "fixed",
+    method: str = "fixed",
     *,
     threshold: float = 0.5,
     quality_tolerance: float = 0.01,
     token_budget: float = 0.5,
 ) -> float:
-    """Choose when to think.
+    """Choose when to think; `budgets.conformal_threshold` is the choice with a guarantee.
 
     Args:
         curve: The gate's operating points on validation outcomes.

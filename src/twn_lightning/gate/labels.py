@@ -125,6 +125,28 @@ def gate_labels(gain_Q: Tensor, kind: Literal["hard", "soft"] = "hard", *, soft_
     return torch.sigmoid(gain_Q.float() / soft_scale)
 
 
+def graded_labels(loss_QM: Tensor, tokens_QM: Tensor, *, price: float = 0.5, mean_tokens: float) -> Tensor:
+    """The budget whose loss and cost are least together, int64 (Q,); the first of equals.
+
+    Args:
+        loss_QM: Outcome losses under M budgets, from none to the full CoT (Q, M).
+        tokens_QM: CoT tokens spent under each (Q, M).
+        price: Nats an average CoT must earn.
+        mean_tokens: Length of the average full CoT.
+
+    Raises:
+        ValueError: On mismatched shapes, or when price or mean_tokens is not usable.
+
+    Relations:
+        With the budgets none and full it is `gate_labels` of `thinking_gain`.
+    """
+    if loss_QM.shape != tokens_QM.shape or loss_QM.ndim != 2:
+        raise ValueError(f"losses {tuple(loss_QM.shape)} and tokens {tuple(tokens_QM.shape)} must both be (Q, M).")
+    if price < 0 or not math.isfinite(mean_tokens) or mean_tokens <= 0:
+        raise ValueError(f"gate.price={price} must not be negative and the mean CoT length ({mean_tokens}) above 0.")
+    return (loss_QM.float() + price * tokens_QM.float() / mean_tokens).argmin(-1)
+
+
 def _first_of_each(hash_C: Tensor) -> Tensor:
     """True at the first occurrence of every hash, bool (C,)."""
     _, inverse_C = torch.unique(hash_C, return_inverse=True)

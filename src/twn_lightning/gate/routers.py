@@ -19,7 +19,7 @@ class Outcomes:
     """What both modes did with each of N queries: arrays of one length, whatever was decided."""
 
     hit_discriminative: NDArray[np.float64]
-    """1 where the discriminative embedding retrieves the positive at rank 1, else 0."""
+    """Quality without a CoT, in [0, 1]: 1 where the positive is at rank 1 and else 0, or a graded metric."""
     hit_generative: NDArray[np.float64]
     tokens: NDArray[np.int64]
     """CoT tokens if the query thinks."""
@@ -147,7 +147,7 @@ def _adaptive(outcomes: Outcomes, threshold: float, draws: int, rng: np.random.G
 
 
 def _oracle(outcomes: Outcomes, threshold: float, draws: int, rng: np.random.Generator) -> BoolArray:
-    return ((outcomes.hit_generative > 0) & (outcomes.hit_discriminative <= 0))[None, :]
+    return (outcomes.hit_generative > outcomes.hit_discriminative)[None, :]
 
 
 def _random(outcomes: Outcomes, threshold: float, draws: int, rng: np.random.Generator) -> BoolArray:

@@ -11,11 +11,18 @@ from twn_lightning.metrics.routing import (
     gate_scores,
     oracle_gap,
     quality_token_curve,
+    think_at_equal_tokens,
     think_rate,
     tokens_per_query,
 )
 from twn_lightning.metrics.scoring import RankedCandidates, rank_candidates, score_embeddings
-from twn_lightning.metrics.statistics import Interval, bootstrap_mean, paired_bootstrap_difference
+from twn_lightning.metrics.statistics import (
+    Interval,
+    bootstrap_mean,
+    bootstrap_over_seeds,
+    paired_bootstrap_difference,
+    paired_bootstrap_over_seeds,
+)
 
 __all__ = [
     "Calibration",
@@ -25,6 +32,7 @@ __all__ = [
     "RankedCandidates",
     "auroc",
     "bootstrap_mean",
+    "bootstrap_over_seeds",
     "calibration",
     "gate_scores",
     "hit_at_k",
@@ -32,12 +40,14 @@ __all__ = [
     "ndcg_linear_at_k",
     "oracle_gap",
     "paired_bootstrap_difference",
+    "paired_bootstrap_over_seeds",
     "per_query_metrics",
     "quality_token_curve",
     "rank_candidates",
     "ranking_metrics",
     "ranks",
     "score_embeddings",
+    "think_at_equal_tokens",
     "think_rate",
     "tokens_per_query",
 ]

@@ -60,6 +60,28 @@ def tokens_per_query(think: ArrayLike, tokens: ArrayLike) -> float:
     return float((think_N * tokens_N).mean())
 
 
+def think_at_equal_tokens(score: ArrayLike, tokens: ArrayLike, tokens_per_query: float) -> NDArray[np.bool_]:
+    """Which inputs think when the highest scores think first, and spending stops as near to a budget as it can.
+
+    Args:
+        score: Probability of thinking, any monotone scale (N,).
+        tokens: CoT tokens of each input if it thinks (N,).
+        tokens_per_query: Mean tokens to spend per input.
+
+    Returns:
+        Decisions, bool (N,): a gate's at the threshold that spends what another router spends.
+
+    Raises:
+        ValueError: On unequal lengths or NaN.
+    """
+    score_N, tokens_N = _same_length(score=score, tokens=tokens)
+    order_N = np.argsort(-score_N, kind="stable")
+    spent_N = np.concatenate([[0.0], np.cumsum(tokens_N[order_N])]) / len(score_N)
+    think_N = np.zeros(len(score_N), dtype=bool)
+    think_N[order_N[: int(np.abs(spent_N - tokens_per_query).argmin())]] = True
+    return think_N
+
+
 def auroc(probability: ArrayLike, label: ArrayLike) -> float:
     """Area under the ROC curve by ranks, ties counting half.
 
@@ -122,7 +144,7 @@ def calibration(probability: ArrayLike, label: ArrayLike, num_bins: int = 10) ->
 def oracle_gap(hit_routed: ArrayLike, hit_discriminative: ArrayLike, hit_generative: ArrayLike) -> float:
     """Hit rate of the oracle minus that of a router.
 
-    The oracle thinks iff the generative embedding hits and the discriminative does not, so it hits where either does.
+    The oracle thinks iff the generative embedding does better, so it is as good as the better one of the two.
     """
     routed_N, discriminative_N, generative_N = _same_length(
         hit_routed=hit_routed, hit_discriminative=hit_discriminative, hit_generative=hit_generative

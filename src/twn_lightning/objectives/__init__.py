@@ -2,6 +2,7 @@
 
 from twn_lightning.objectives.contrastive import CombinedContrastiveOutput, combined_contrastive
 from twn_lightning.objectives.cot import cot_cross_entropy
+from twn_lightning.objectives.distillation import similarity_distillation
 from twn_lightning.objectives.gather import gather_positive_rows, gather_with_local_gradient
 from twn_lightning.objectives.grad_cache import grad_cache_backward
 from twn_lightning.objectives.grpo import (
@@ -42,6 +43,7 @@ __all__ = [
     "is_well_formed",
     "reciprocal_rank",
     "share_of_positives_in_top",
+    "similarity_distillation",
     "similarity_gap",
     "token_entropy",
     "token_log_probs",

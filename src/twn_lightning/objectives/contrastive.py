@@ -1,4 +1,4 @@
-"""The contrastive half of the stage-1 loss: one InfoNCE per combination of embedding modes.
+"""The contrastive half of the stage-1 loss: one InfoNCE per combination of embedding modes, and the distillation.
 
 Shape letters: Q queries, C candidates, D width.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from twn_lightning.errors import ConfigError
+from twn_lightning.objectives.distillation import similarity_distillation
 from twn_lightning.objectives.info_nce import InfoNCEOutput, info_nce
 from twn_lightning.types import EmbeddingOutput
 
@@ -23,6 +24,8 @@ class CombinedContrastiveOutput:
     loss: Tensor
     terms: dict[str, InfoNCEOutput]
     """`discriminative`, `generative`, and `query_generative` / `candidate_generative` where their weight is not 0."""
+    distillation: Tensor | None = None
+    """Of the query e_g into the query e_d, unweighted; None where its weight is 0."""
 
     def log_values(self) -> dict[str, Tensor]:
         """Detached scalars, named `<term>/<quantity>`."""
@@ -47,12 +50,14 @@ def combined_contrastive(
     temperature: float,
     cross_query_generative: float = 1.0,
     cross_candidate_generative: float = 0.0,
+    distill_weight: float = 0.0,
     margin: float | None = None,
     matryoshka_dims: Sequence[int] = (),
     candidate_is_negative_C: Tensor | None = None,
     candidate_has_cot_C: Tensor | None = None,
 ) -> CombinedContrastiveOutput:
-    """`L_NCE(e_d) + L_NCE(e_g) + w_qc L_NCE(query e_g, candidate e_d) + w_cq L_NCE(query e_d, candidate e_g)`.
+    """`L_NCE(e_d) + L_NCE(e_g) + w_qc L_NCE(query e_g, candidate e_d) + w_cq L_NCE(query e_d, candidate e_g)`,
+    and `w_distill KL(query e_g -> query e_d)` where that weight is not 0.
 
     A side that does not think has no generative embeddings; its e_g is then its e_d. Where candidates do think, hard
     negatives without a CoT stay out of the terms that read candidate e_g.
@@ -66,6 +71,7 @@ def combined_contrastive(
         temperature: Softmax temperature.
         cross_query_generative: w_qc; 1 for think sides = query, .25 for both.
         cross_candidate_generative: w_cq; 0 for think sides = query, .25 for both.
+        distill_weight: Of `similarity_distillation` of the query e_g into the query e_d, over the candidate e_d.
         margin: See `info_nce`.
         matryoshka_dims: See `info_nce`.
         candidate_is_negative_C: Marks mined hard negatives, bool (C,).
@@ -84,7 +90,7 @@ def combined_contrastive(
         then `L_NCE(e_d) + (1 + w_qc) L_NCE(query e_g, candidate e_d)`.
     """
     query_d, query_g, candidate_d, candidate_g = _sides(
-        queries, candidates, cross_query_generative, cross_candidate_generative
+        queries, candidates, cross_query_generative, cross_candidate_generative, distill_weight
     )
     without_cot_C = None
     if candidates.generative_BD is not None and candidate_is_negative_C is not None and candidate_has_cot_C is not None:
@@ -105,11 +111,18 @@ def combined_contrastive(
         terms["candidate_generative"] = terms["generative"] if query_g is query_d else contrast(query_d, candidate_g)
     weights = {"query_generative": cross_query_generative, "candidate_generative": cross_candidate_generative}
     loss = torch.stack([weights.get(name, 1.0) * term.loss for name, term in terms.items()]).sum()
-    return CombinedContrastiveOutput(loss, terms)
+    if not distill_weight:
+        return CombinedContrastiveOutput(loss, terms)
+    distillation = similarity_distillation(query_d, query_g, candidate_d, temperature=temperature)
+    return CombinedContrastiveOutput(loss + distill_weight * distillation, terms, distillation)
 
 
 def _sides(
-    queries: EmbeddingOutput, candidates: EmbeddingOutput, weight_qc: float, weight_cq: float
+    queries: EmbeddingOutput,
+    candidates: EmbeddingOutput,
+    weight_qc: float,
+    weight_cq: float,
+    distill_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     query_d, candidate_d = queries.discriminative_BD, candidates.discriminative_BD
     if query_d is None or candidate_d is None:
@@ -121,6 +134,7 @@ def _sides(
         )
     for side, output, key, weight in (
         ("query", queries, "cross_query_generative", weight_qc),
+        ("query", queries, "distill_weight", distill_weight),
         ("candidate", candidates, "cross_candidate_generative", weight_cq),
     ):
         if weight and output.generative_BD is None:

@@ -39,11 +39,13 @@ class Decisions:
         steps_N: int64, true number of reasoning steps; -1 where the source does not know it.
         probability_N: float64, the gate's p(think).
         think_N: bool, what the gate decided.
-        hit_discriminative_N: float64 0/1, hit@1 without a CoT.
-        hit_generative_N: float64 0/1, hit@1 with a CoT.
+        hit_discriminative_N: float64 in [0, 1], hit@1 without a CoT, or the task's graded metric.
+        hit_generative_N: float64 in [0, 1], the same with a CoT.
         gain_N: float64 nats, what thinking gained net of its price.
         tokens_N: float64, CoT tokens spent if the query thinks.
         malformed_N: bool, the CoT did not close before the cap.
+        task_N: str, the source and its task.
+        kind_N: str, what MMEB-nano calls the query: direct, lookalike or steps; empty where the source has no kinds.
     """
 
     steps_N: np.ndarray
@@ -54,13 +56,15 @@ class Decisions:
     gain_N: np.ndarray
     tokens_N: np.ndarray
     malformed_N: np.ndarray
+    task_N: np.ndarray
+    kind_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.think_N)
 
     @property
     def hit_adaptive_N(self) -> np.ndarray:
-        """float64 0/1, hit@1 of the embedding that the gate chose."""
+        """float64 in [0, 1], hit@1 (or the graded metric) of the embedding that the gate chose."""
         return np.where(self.think_N, self.hit_generative_N, self.hit_discriminative_N)
 
     @property
@@ -70,8 +74,8 @@ class Decisions:
 
     def verdicts(self) -> np.ndarray:
         """One key of `VERDICTS` per query, (N,) of str."""
-        without, with_cot = self.hit_discriminative_N > 0.5, self.hit_generative_N > 0.5
-        rescued, spoiled = ~without & with_cot, without & ~with_cot
+        rescued = self.hit_generative_N > self.hit_discriminative_N
+        spoiled = self.hit_generative_N < self.hit_discriminative_N
         cases = [self.think_N & rescued, self.think_N & spoiled, self.think_N, rescued]
         return np.select(cases, ["helped", "hurt", "wasted", "missed"], default="skipped")
 
@@ -80,7 +84,7 @@ def read_decisions(table: pa.Table) -> Decisions:
     """Check a gate_decisions table and take its numeric columns.
 
     Args:
-        table: one row per query, with the columns of `COLUMNS`.
+        table: one row per query, with the columns of `COLUMNS`, and `kind` where the source has kinds.
 
     Returns:
         The columns as arrays.
@@ -102,10 +106,12 @@ def read_decisions(table: pa.Table) -> Decisions:
         if values.null_count:
             raise DataError(
                 f"column {name!r} of the gate decisions has {values.null_count} empty value(s) in {table.num_rows} "
-                "rows; only `steps` and `image_png` may be empty. Write them again with `twn evaluate`."
+                "rows; only `steps`, `kind`, `prompt_tokens` and `image_png` may be empty. Write them again with "
+                "`twn evaluate`."
             )
         return np.asarray(values.to_pylist(), dtype=kind)
 
+    kinds = table.column("kind").to_pylist() if "kind" in table.column_names else [None] * table.num_rows
     steps = [-1 if value is None else value for value in table.column("steps").to_pylist()]
     return Decisions(
         steps_N=np.asarray(steps, dtype=np.int64),
@@ -116,4 +122,6 @@ def read_decisions(table: pa.Table) -> Decisions:
         gain_N=column("gain"),
         tokens_N=column("tokens"),
         malformed_N=column("malformed", bool),
+        task_N=column("task", str),
+        kind_N=np.asarray([value or "" for value in kinds], dtype=str),
     )

@@ -22,8 +22,10 @@ from twn_lightning.reporting.read import ReportData, RunRecord, load_report
 from twn_lightning.reporting.tables import (
     TextTable,
     duration,
+    kinds_table,
     percent,
     router_table,
+    score_table,
     stage_table,
     steps_table,
 )
@@ -66,9 +68,15 @@ def render_report(data: ReportData, folder: Path) -> str:
         element(
             "main",
             _section("routers", "Every router", _text_table(router_table(summary)), note=_ROUTER_NOTE),
+            _section("score", "Score", _text_table(score_table(summary)), note=_SCORE_NOTE)
+            if score_table(summary).rows
+            else None,
             _section("figures", "Figures", element("div", *map(_figure, figures), class_="figures")),
             _section("steps", "By reasoning steps", _text_table(steps_table(summary)), note=_STEPS_NOTE)
             if summary["by_steps"]
+            else None,
+            _section("kinds", "By kind of query", _text_table(kinds_table(summary)), note=_KINDS_NOTE)
+            if summary.get("by_kind")
             else None,
             _section("stages", "Training stages", _text_table(stage_table(summary)), note=_STAGES_NOTE)
             if summary["stages"]
@@ -91,7 +99,12 @@ _ROUTER_NOTE = (
     "hit@1 over all queries with its 95 % interval, and the reasoning tokens each router spends, averaged over all "
     "queries. The oracle knows the outcome beforehand: it thinks where only thinking hits."
 )
+_SCORE_NOTE = "The mean over the suite's meta-tasks of the mean over their tasks, each by its own metric."
 _STEPS_NOTE = "hit@1 without thinking, with it, and by the gate's choice, by the true number of reasoning steps."
+_KINDS_NOTE = (
+    "The same by kind: direct asks for what is shown, a lookalike has near-duplicates that a CoT does not tell apart, "
+    "steps need reasoning."
+)
 _STAGES_NOTE = "In the order in which they ran, on held-out data."
 
 

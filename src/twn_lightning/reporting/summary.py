@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jsonschema
+import numpy as np
 
+from twn_lightning.benchmark.aggregate import mean_over_meta_tasks
+from twn_lightning.benchmark.registry import all_tasks
 from twn_lightning.errors import DataError
 from twn_lightning.metrics.statistics import paired_bootstrap_difference
 from twn_lightning.reporting.decisions import Decisions, read_decisions
@@ -33,11 +36,13 @@ class RouterScore(Protocol):
     def think_rate(self) -> float: ...
     @property
     def ci95(self) -> tuple[float, float]: ...
+    @property
+    def hits(self) -> np.ndarray: ...
 
 
 @cache
 def summary_schema() -> dict[str, Any]:
-    """The JSON schema of a complete summary.json, as `make demo` writes it."""
+    """The JSON schema of a complete summary.json, as `make demo` and `make nano-suite` write it."""
     text = files("twn_lightning.reporting").joinpath("summary.schema.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
@@ -56,11 +61,8 @@ def validate_summary(summary: Mapping[str, Any], *, complete: bool = True) -> No
     """
     schema = summary_schema()
     if not complete:
-        partial = {
-            name: {**schema["properties"][name], "required": []}
-            for name in ("modes", "stages", "added_parameter_ratio")
-        }
-        schema = {**schema, "properties": {**schema["properties"], **partial}}
+        partial = {name: {**schema["properties"][name], "required": []} for name in ("modes", "added_parameter_ratio")}
+        schema = {**schema, "properties": {**schema["properties"], **partial}, "then": True}
     validator = jsonschema.Draft202012Validator(schema)
     problems = [
         f"{_dotted(error.absolute_path)}: {error.message}"
@@ -110,17 +112,45 @@ def by_steps(decisions: Decisions) -> dict[str, dict[str, float]]:
             f"a query has {counts[-1]} reasoning steps, and summary.json keeps 0 to {MAX_STEPS}. Cap `steps` in the "
             "data source, or leave it empty where it does not count reasoning steps."
         )
-    entries = {}
-    for step in counts:
-        rows = decisions.steps_N == step
-        entries[str(step)] = {
-            "never": float(decisions.hit_discriminative_N[rows].mean()),
-            "always": float(decisions.hit_generative_N[rows].mean()),
-            "adaptive": float(decisions.hit_adaptive_N[rows].mean()),
-            "think_rate": float(decisions.think_N[rows].mean()),
-            "num_queries": int(rows.sum()),
-        }
-    return entries
+    return {str(step): _part(decisions, decisions.steps_N == step) for step in counts}
+
+
+def by_name(decisions: Decisions, name_N: np.ndarray) -> dict[str, dict[str, float]]:
+    """The same by the name of a task or a kind of query, in alphabetical order.
+
+    Args:
+        decisions: N queries.
+        name_N: str; queries without a name are left out.
+    """
+    return {str(name): _part(decisions, name_N == name) for name in np.unique(name_N) if name}
+
+
+def _part(decisions: Decisions, chosen_N: np.ndarray) -> dict[str, float]:
+    return {
+        "never": float(decisions.hit_discriminative_N[chosen_N].mean()),
+        "always": float(decisions.hit_generative_N[chosen_N].mean()),
+        "adaptive": float(decisions.hit_adaptive_N[chosen_N].mean()),
+        "think_rate": float(decisions.think_N[chosen_N].mean()),
+        "num_queries": int(chosen_N.sum()),
+    }
+
+
+def suite_score(value_N: np.ndarray, task_N: np.ndarray, suite: str) -> float | None:
+    """A benchmark suite's score: the mean over its meta-tasks of the mean over their tasks.
+
+    Args:
+        value_N: quality of each query, in [0, 1].
+        task_N: str, `<suite>/<task>`.
+        suite: its name.
+
+    Returns:
+        None where a task has no query.
+
+    Raises:
+        ConfigError: no benchmark suite.
+    """
+    rows = {task.name: task_N == f"{suite}/{task.name}" for task in all_tasks(suite)}
+    return mean_over_meta_tasks({name: float(value_N[row].mean()) for name, row in rows.items() if row.any()}, suite)
 
 
 def cot_length_ratio(decisions: Decisions) -> float | None:
@@ -154,6 +184,7 @@ def build_summary(
     router_scores: Mapping[str, RouterScore],
     gate: Mapping[str, float | None],
     seconds: float,
+    scored: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The summary of an evaluation. Check it with `validate_summary`, write it with `write_summary`.
@@ -166,6 +197,7 @@ def build_summary(
         router_scores: router name -> score, `never` and `always` included.
         gate: `{"auroc", "ece"}` against the hard label; None or NaN where undefined.
         seconds: wall-clock time of everything that the summary covers.
+        scored: `suite` is a benchmark's, measured by its tasks' own metrics: give each router its score.
         extra: further top-level fields.
 
     Returns:
@@ -184,6 +216,9 @@ def build_summary(
         }
         for name, score in router_scores.items()
     }
+    for name, score in router_scores.items() if scored else ():
+        whole = suite_score(score.hits, columns.task_N, suite)
+        modes[name] |= {} if whole is None else {"score": whole}
     oracle_tokens = modes["oracle"]["tokens_per_query"] if "oracle" in modes else 0.0
     adaptive_tokens = float((columns.tokens_N * columns.think_N).mean())
     return {
@@ -192,6 +227,8 @@ def build_summary(
         "modes": modes,
         "think_rate": float(columns.think_N.mean()),
         "by_steps": by_steps(columns),
+        "by_kind": by_name(columns, columns.kind_N),
+        "by_task": by_name(columns, columns.task_N),
         "stages": {name: dict(stage) for name, stage in stages.items()},
         "gate": {
             name: None if value is None or not math.isfinite(value) else float(value) for name, value in gate.items()

@@ -84,24 +84,32 @@ def router_table(summary: Mapping[str, Any]) -> TextTable:
     return TextTable("Routers", header, names, rows)
 
 
+def score_table(summary: Mapping[str, Any]) -> TextTable:
+    """Router x score of a benchmark suite; no rows where the summary is of none, or lacks tasks."""
+    names = [name for name in ordered_routers(summary["modes"]) if "score" in summary["modes"][name]]
+    rows = [[router_label(name), percent(summary["modes"][name]["score"])] for name in names]
+    return TextTable("Score of the suite", ["Router", "Mean over meta-tasks"], names, rows)
+
+
 def steps_table(summary: Mapping[str, Any]) -> TextTable:
     """True number of steps x (think rate, hit@1 without, with and by the gate's choice of thinking)."""
-    steps = sorted(summary["by_steps"], key=int)
+    parts = {step: summary["by_steps"][step] for step in sorted(summary["by_steps"], key=int)}
+    return _parts_table("By reasoning steps", "Steps", parts)
+
+
+def kinds_table(summary: Mapping[str, Any]) -> TextTable:
+    """The same by what MMEB-nano calls a query; no rows where the source has no kinds."""
+    return _parts_table("By kind of query", "Kind", summary.get("by_kind", {}))
+
+
+def _parts_table(title: str, first: str, parts: Mapping[str, Mapping[str, Any]]) -> TextTable:
     rows = []
-    for step in steps:
-        entry = summary["by_steps"][step]
-        rates = [percent(entry[name]) for name in ("never", "always", "adaptive")]
-        rows.append(
-            [
-                step,
-                f"{entry['num_queries']:,}" if "num_queries" in entry else "–",
-                percent(entry["think_rate"], 0),
-                *rates,
-            ]
-        )
-    return TextTable(
-        "By reasoning steps", ["Steps", "Queries", "Think rate", "Never", "Always", "Adaptive"], steps, rows
-    )
+    for name, entry in parts.items():
+        rates = [percent(entry[mode]) for mode in ("never", "always", "adaptive")]
+        count = f"{entry['num_queries']:,}" if "num_queries" in entry else "–"
+        rows.append([name, count, percent(entry["think_rate"], 0), *rates])
+    header = [first, "Queries", "Think rate", "Never", "Always", "Adaptive"]
+    return TextTable(title, header, list(parts), rows)
 
 
 def stage_table(summary: Mapping[str, Any]) -> TextTable:
@@ -125,7 +133,8 @@ def stage_table(summary: Mapping[str, Any]) -> TextTable:
 
 def summary_tables(summary: Mapping[str, Any]) -> list[TextTable]:
     """The tables of a summary that have rows."""
-    return [table for table in (router_table(summary), steps_table(summary), stage_table(summary)) if table.rows]
+    tables = (router_table, score_table, steps_table, kinds_table, stage_table)
+    return [table for make in tables if (table := make(summary)).rows]
 
 
 def render_terminal(summary: Mapping[str, Any]) -> Group:

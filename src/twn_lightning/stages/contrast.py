@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from twn_lightning.backbone.interface import ReasonerState
@@ -26,6 +28,8 @@ class Chunk:
     cots: CotBatch | None
     state: ReasonerState | None = None
     """What pass R left of it, without graph; None until then."""
+    read_B: Tensor | None = None
+    """CoT tokens of each row that pass E reads; None: all."""
 
 
 @dataclass
@@ -49,6 +53,24 @@ def batch_chunks(batch: ContrastiveBatch, chunk_size: int) -> list[Chunk]:
             picked = rows.tolist()
             chunks.append(Chunk(is_query, prompts.select(picked), None if cots is None else cots.select(picked)))
     return chunks
+
+
+def cut_some_cots(chunks: Sequence[Chunk], share: float) -> None:
+    """Let pass E read only a prefix of some rows' CoTs, for embeddings that are good before a CoT has ended.
+
+    Args:
+        chunks: of one batch; the draw does not depend on how it is chunked.
+        share: of the rows; a prefix is as likely to have any number of tokens, from 0 to all.
+    """
+    cots = [chunk.cots for chunk in chunks if chunk.cots is not None]
+    if not share or not cots:
+        return
+    lengths_R = torch.cat([part.lengths_B for part in cots])
+    cut_R, drawn_R = torch.rand(2, len(lengths_R)).to(lengths_R.device)
+    read_R = torch.where(cut_R < share, (drawn_R * (lengths_R + 1)).long(), lengths_R)
+    parts = iter(read_R.split([len(part) for part in cots]))
+    for chunk in chunks:
+        chunk.read_B = None if chunk.cots is None else next(parts)
 
 
 def batch_labels(batch: ContrastiveBatch) -> Labels:
@@ -84,6 +106,8 @@ def contrast_values(output: CombinedContrastiveOutput) -> dict[str, Any]:
     """What to log of the contrastive terms."""
     names = {"query_generative": "cross", "candidate_generative": "cross_candidate"}
     values = {f"train/loss_nce_{names.get(name, name)}": term.loss.detach() for name, term in output.terms.items()}
+    if output.distillation is not None:
+        values["train/loss_distillation"] = output.distillation.detach()
     generative = output.terms["generative"]
     return {
         **values,

@@ -1,6 +1,7 @@
 """Stage 1, dual-LoRA supervised fine-tuning (docs/method.md, section 4).
 
-`L = L_CE + L_NCE(e_d) + L_NCE(e_g) + w_qc L_NCE(query e_g, candidate e_d) + w_cq L_NCE(query e_d, candidate e_g)`.
+`L = L_CE + L_NCE(e_d) + L_NCE(e_g) + w_qc L_NCE(query e_g, candidate e_d) + w_cq L_NCE(query e_d, candidate e_g)`,
+and `w_distill KL(query e_g -> query e_d)` where that weight is not 0.
 L_CE reaches phi_R; the contrastive terms reach phi_E and Q (and phi_R only where the interface lets them).
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from twn_lightning.backbone.interface import ReasonerState, cot_targets
+from twn_lightning.backbone.prefixes import cut_cots
 from twn_lightning.objectives import (
     CombinedContrastiveOutput,
     combined_contrastive,
@@ -31,6 +33,7 @@ from twn_lightning.stages.contrast import (
     batch_chunks,
     batch_labels,
     contrast_values,
+    cut_some_cots,
     gathered_labels,
 )
 from twn_lightning.stages.held_out import held_out_values
@@ -114,6 +117,7 @@ class DualLoRASFT(TWNStage):
     def joint_step(self, batch: ContrastiveBatch) -> dict[str, Any]:
         """All losses of one batch, chunk by chunk."""
         chunks = batch_chunks(batch, self.stage.chunk_size)
+        cut_some_cots(chunks, self.stage.cut_cot_share)
         labels, num_tokens = batch_labels(batch), self.count_cot_tokens(chunks)
         if self.contrast_reaches_reasoner:
             return self.learn_together(chunks, labels, num_tokens)
@@ -134,6 +138,7 @@ class DualLoRASFT(TWNStage):
             Chunk(is_query, state.prompts, state.cots, state)
             for is_query, state in ((True, batch.queries), (False, batch.candidates))
         ]
+        cut_some_cots(chunks, self.stage.cut_cot_share)
         labels = gathered_labels(
             batch.positive_Q,
             batch.query_hash_Q,
@@ -187,7 +192,7 @@ class DualLoRASFT(TWNStage):
         found: list[CombinedContrastiveOutput] = []
 
         def encode(group: Sequence[Chunk]) -> Representations:
-            parts = [self.embed_chunk(chunk.is_query, cast(ReasonerState, chunk.state)) for chunk in group]
+            parts = [self.embed_chunk(c.is_query, cast(ReasonerState, c.state), c.read_B) for c in group]
             return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
         def loss(representations: Representations) -> Tensor:
@@ -212,7 +217,7 @@ class DualLoRASFT(TWNStage):
             state = self.backbone.reason(chunk.prompts, chunk.cots, want_logits=chunk.cots is not None)
             cot = [] if chunk.cots is None else [self.cot_loss(state, num_tokens)]
             loss_cot = torch.stack(cot) if cot else torch.zeros(0, device=self.device)
-            return (*self.embed_chunk(chunk.is_query, state), loss_cot)
+            return (*self.embed_chunk(chunk.is_query, state, chunk.read_B), loss_cot)
 
         def encode_all(group: Sequence[Chunk]) -> Representations:
             return tuple(torch.cat(tensors) for tensors in zip(*map(encode, group), strict=True))
@@ -227,9 +232,10 @@ class DualLoRASFT(TWNStage):
         grad_cache_backward(encode_all, groups, loss, backward=self.manual_backward)
         return {"train/loss_cot": average_over_ranks(cot_losses[-1]), **contrast_values(found[-1])}
 
-    def embed_chunk(self, is_query: bool, state: ReasonerState) -> Representations:
-        """Pass E in both modes, or in one where the side does not think."""
+    def embed_chunk(self, is_query: bool, state: ReasonerState, read_B: Tensor | None = None) -> Representations:
+        """Pass E in both modes, or in one where the side does not think; over `read_B` CoT tokens, or all."""
         modes = ("discriminative",) if state.cots is None else ("discriminative", "generative")
+        state = state if read_B is None else cut_cots(state, read_B)
         output = self.backbone.embed(state, modes)
         e_d = cast(Tensor, output.discriminative_BD)
         none = e_d.new_zeros(0, e_d.shape[1])
@@ -249,6 +255,7 @@ class DualLoRASFT(TWNStage):
             temperature=stage.temperature,
             cross_query_generative=stage.cross_query_generative,
             cross_candidate_generative=stage.cross_candidate_generative,
+            distill_weight=stage.distill_weight,
             margin=stage.margin_mask,
             matryoshka_dims=stage.matryoshka_dims,
             candidate_is_negative_C=labels.is_negative_C,

@@ -9,49 +9,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twn_lightning.backbone.encoding import encode
 from twn_lightning.data.sources import Split
 from twn_lightning.evaluation.suite import encode_outcomes
-from twn_lightning.gate import RoutingGate, calibrate_threshold, gate_labels, thinking_gain
-from twn_lightning.metrics import QualityTokenCurve, gate_scores, quality_token_curve
+from twn_lightning.gate import (
+    CONFORMAL,
+    RoutingGate,
+    calibrate_threshold,
+    conformal_threshold,
+    gate_labels,
+)
+from twn_lightning.metrics import gate_scores, quality_token_curve
 from twn_lightning.objectives import gate_binary_cross_entropy
 from twn_lightning.settings import GateStageSettings
 from twn_lightning.stages.base import TWNStage
+from twn_lightning.stages.labelled_split import LabelledSplit
 from twn_lightning.stages.optim import Group
 from twn_lightning.strategy import gather_objects, rank, sum_over_ranks, world_size
 from twn_lightning.types import EmbeddingMode
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class LabelledSplit:
-    """What thinking did for every query of a split; N rows, in the order of the pairs."""
-
-    features_NF: Tensor
-    loss_discriminative_N: Tensor
-    loss_generative_N: Tensor
-    hit_discriminative_N: Tensor
-    hit_generative_N: Tensor
-    tokens_N: Tensor
-
-    def __len__(self) -> int:
-        return len(self.tokens_N)
-
-    def gain(self, price: float, mean_tokens: float) -> Tensor:
-        """What thinking bought less what it cost, (N,)."""
-        return thinking_gain(
-            self.loss_discriminative_N, self.loss_generative_N, self.tokens_N, price=price, mean_tokens=mean_tokens
-        )
 
 
 class ShuffledRows:
@@ -89,7 +72,11 @@ class ShuffledRows:
 
 
 class RoutingGateTraining(TWNStage):
-    """Trains the routing gate on the split `gate`, stops early and calibrates on the split `calibration`."""
+    """Trains the routing gate on the split `gate`, stops early and calibrates on the split `calibration`.
+
+    A threshold with a guarantee needs queries that have not selected the gate: one half of the split `calibration` then
+    stops early and the other calibrates.
+    """
 
     stage_name = "gate"
     trained_groups = ()
@@ -137,17 +124,27 @@ class RoutingGateTraining(TWNStage):
         for split in cast(tuple[Split, ...], ("gate", "calibration")):
             if split not in self._labelled:
                 self._labelled[split] = self.recorded(split)
+        if "validation" not in self._labelled:
+            self._labelled |= self.held_out_parts(self._labelled["calibration"])
         self.gate.standardise_from(self._labelled["gate"].features_NF.to(self.gate.feature_mean.device))
         self._log_labels()
+
+    def held_out_parts(self, split: LabelledSplit) -> dict[str, LabelledSplit]:
+        """What selects the gate and what calibrates it: the same queries, or halves of them."""
+        if self.settings.gate.calibration not in CONFORMAL:
+            return {"validation": split, "calibration": split}
+        order_N = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.settings.data.seed))
+        half = len(split) // 2
+        return {"validation": split.select(order_N[half:]), "calibration": split.select(order_N[:half])}
 
     def recorded(self, split: Split) -> LabelledSplit:
         """Outcomes of a split, kept in the run folder: decoding is what this stage spends its time on."""
         path = self.run_folder.path / "gate_labels" / f"{split}.safetensors"
         if all(gather_objects(path.exists())):
-            return LabelledSplit(**load_file(path))
+            return LabelledSplit.load(path)
         labelled = self.label(split)
         if rank() == 0:
-            save(path, labelled)
+            labelled.save(path)
         return labelled
 
     def label(self, split: Split) -> LabelledSplit:
@@ -184,7 +181,7 @@ class RoutingGateTraining(TWNStage):
         )
         shares = gather_objects((torch.tensor(rows), share))
         order = torch.cat([numbers for numbers, _ in shares]).argsort()
-        fields = [tensors_of(part) for _, part in shares]
+        fields = [part.tensors() for _, part in shares]
         return LabelledSplit(**{key: torch.cat([part[key] for part in fields])[order] for key in fields[0]})
 
     def labels(self, split: str, kind: Any = "hard") -> Tensor:
@@ -223,14 +220,14 @@ class RoutingGateTraining(TWNStage):
 
     def validate(self) -> dict[str, float]:
         """Loss, AUROC and ECE against the hard label, and what the gate would do at its threshold."""
-        split = self._labelled["calibration"]
-        probability_N = self.probability("calibration")
+        split = self._labelled["validation"]
+        probability_N = self.probability("validation")
         with torch.no_grad():
             logits_N = torch.logit(probability_N, eps=1e-6)
-            loss = gate_binary_cross_entropy(logits_N, self.labels("calibration", self.settings.gate.label))
+            loss = gate_binary_cross_entropy(logits_N, self.labels("validation", self.settings.gate.label))
         scores = gate_scores(
             probability_N.numpy(),
-            self.labels("calibration").numpy(),
+            self.labels("validation").numpy(),
             split.hit_discriminative_N.numpy(),
             split.hit_generative_N.numpy(),
         )
@@ -249,37 +246,23 @@ class RoutingGateTraining(TWNStage):
         """The gate's probabilities of thinking (N,), on the CPU."""
         return self.gate(self._labelled[split].features_NF.to(self.gate.feature_mean.device)).sigmoid().cpu()
 
-    def curve(self) -> QualityTokenCurve:
-        """Quality and tokens at every threshold, on the calibration split."""
-        split = self._labelled["calibration"]
-        return quality_token_curve(
+    def finish(self) -> None:
+        """Choose the threshold for the best gate, and measure the gate with it."""
+        self.threshold = self.calibrated_threshold()
+        self.after = {**self.validate(), "gate/threshold": self.threshold}
+
+    def calibrated_threshold(self) -> float:
+        """The threshold that `gate.calibration` asks for, on the queries kept for it."""
+        settings, split = self.settings.gate, self._labelled["calibration"]
+        outcomes = (
             self.probability("calibration").numpy(),
             split.hit_discriminative_N.numpy(),
             split.hit_generative_N.numpy(),
             split.tokens_N.numpy(),
         )
-
-    def finish(self) -> None:
-        """Choose the threshold for the best gate, and measure the gate with it."""
-        settings = self.settings.gate
-        self.threshold = calibrate_threshold(
-            self.curve(),
-            settings.calibration,
-            threshold=settings.threshold,
-            quality_tolerance=settings.quality_tolerance,
-            token_budget=settings.token_budget,
-        )
-        self.after = {**self.validate(), "gate/threshold": self.threshold}
-
-
-def tensors_of(split: LabelledSplit) -> dict[str, Tensor]:
-    """The tensors by name, not copied."""
-    return dict(vars(split))
-
-
-def save(path: Path, split: LabelledSplit) -> None:
-    """Write a labelled split, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({key: tensor.contiguous() for key, tensor in tensors_of(split).items()}, temporary)
-    temporary.replace(path)
+        levels = {"quality_tolerance": settings.quality_tolerance, "token_budget": settings.token_budget}
+        if settings.calibration in CONFORMAL:
+            cap = self.settings.data.max_new_tokens
+            return conformal_threshold(settings.calibration, *outcomes, max_tokens=cap, delta=settings.delta, **levels)
+        curve = quality_token_curve(*outcomes)
+        return calibrate_threshold(curve, settings.calibration, threshold=settings.threshold, **levels)

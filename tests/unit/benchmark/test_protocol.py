@@ -33,7 +33,8 @@ def test_named_protocols() -> None:
     vlm2vec, qwen3 = get_protocol("vlm2vec"), get_protocol("qwen3")
     assert (vlm2vec.prompts, vlm2vec.num_frames, vlm2vec.max_pixels) == ("vlm2vec", 8, 1_003_520)
     assert (qwen3.prompts, qwen3.num_frames) == ("qwen3", 64)
-    assert set(PROTOCOLS) == {"vlm2vec", "qwen3"}
+    assert get_protocol("nano") == Protocol(), "images of the size they are drawn in"
+    assert set(PROTOCOLS) == {"vlm2vec", "qwen3", "nano"}
 
 
 def test_every_switch_changes_the_digest() -> None:

@@ -101,6 +101,17 @@ def test_tasks_lists_all_78_as_json_and_as_a_table(capsys: pytest.CaptureFixture
         assert task.hf_repo in printed
 
 
+def test_tasks_of_the_nano_suite(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tasks", "--suite", "mmeb_nano", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == [
+        task.name for task in all_tasks("mmeb_nano")
+    ]
+    assert cli.main(["tasks", "--suite", "mmeb_nano", "I-RET"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("MMEB-nano")
+    assert "3 tasks, 273 queries" in printed
+
+
 def test_tasks_of_a_group_at_an_older_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tasks", "V-MRET", "ViDoSeek-page", "--version", "2.0.0", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

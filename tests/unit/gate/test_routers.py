@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -56,6 +57,15 @@ def test_oracle_thinks_only_where_thinking_is_what_makes_the_hit(outcomes: Outco
     assert (think == ((outcomes.hit_generative == 1) & (outcomes.hit_discriminative == 0))).all()
     score = evaluate_router("oracle", outcomes, interval=INTERVAL)
     assert oracle_gap(score.hits, outcomes.hit_discriminative, outcomes.hit_generative) == 0
+
+
+def test_oracle_of_a_graded_metric_thinks_where_it_gets_better(outcomes: Outcomes) -> None:
+    graded = replace(
+        outcomes,
+        hit_discriminative=np.tile([0.6, 0.6, 0.6, 0.0], 100),
+        hit_generative=np.tile([0.7, 0.6, 0.5, 0.4], 100),
+    )
+    assert route("oracle", graded)[0].tolist() == [True, False, False, True] * 100
 
 
 @pytest.mark.parametrize("name", ["never", "always", "adaptive", "random", "margin", "query_length"])

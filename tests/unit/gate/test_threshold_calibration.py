@@ -73,7 +73,7 @@ def test_rounding_does_not_hide_an_equal_quality() -> None:
 
 def test_bad_settings_are_explained() -> None:
     with pytest.raises(ConfigError, match="did you mean 'token_budget'"):
-        calibrate_threshold(CURVE, "token_budgt")  # type: ignore[arg-type]
+        calibrate_threshold(CURVE, "token_budgt")
     with pytest.raises(ValueError, match="quality_tolerance must not be negative"):
         calibrate_threshold(CURVE, "quality_tolerance", quality_tolerance=-0.1)
     with pytest.raises(ValueError, match="share of always"):

@@ -14,6 +14,7 @@ from twn_lightning.metrics import (
     gate_scores,
     oracle_gap,
     quality_token_curve,
+    think_at_equal_tokens,
     think_rate,
     tokens_per_query,
 )
@@ -23,6 +24,14 @@ def test_cost_of_decisions() -> None:
     think = np.array([True, False, True, False])
     assert think_rate(think) == 0.5
     assert tokens_per_query(think, np.array([10, 99, 30, 99])) == 10
+
+
+def test_equal_tokens_spend_on_the_highest_scores() -> None:
+    score, tokens = np.array([0.1, 0.9, 0.5, 0.7]), np.array([8, 4, 6, 10])
+    assert think_at_equal_tokens(score, tokens, 3.5).tolist() == [False, True, False, True]
+    assert think_at_equal_tokens(score, tokens, 1.2).tolist() == [False, True, False, False]
+    assert think_at_equal_tokens(score, tokens, 0.0).sum() == 0
+    assert think_at_equal_tokens(score, tokens, 99.0).all()
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 6])

@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from twn_lightning.metrics import bootstrap_mean, paired_bootstrap_difference, statistics
+from twn_lightning.metrics import (
+    bootstrap_mean,
+    bootstrap_over_seeds,
+    paired_bootstrap_difference,
+    paired_bootstrap_over_seeds,
+    statistics,
+)
 
 
 def test_interval_of_a_mean_matches_the_normal_approximation() -> None:
@@ -65,3 +71,62 @@ def test_bad_input_is_explained() -> None:
         bootstrap_mean([])
     with pytest.raises(ValueError, match="level=1"):
         bootstrap_mean([0, 1], level=1)
+
+
+def test_one_seed_is_the_paired_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.random(800), rng.random(800)
+    over_seeds = paired_bootstrap_over_seeds(first[None], second[None], samples=4000)
+    assert over_seeds == pytest.approx(paired_bootstrap_difference(first, second, samples=4000), abs=2e-3)
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    queries = np.random.default_rng(0).random(500)
+    agreeing = paired_bootstrap_over_seeds(np.stack([queries] * 5), np.zeros((5, 500)))
+    shifted = np.stack([queries + shift for shift in (-0.2, -0.1, 0.0, 0.1, 0.2)])
+    disagreeing = paired_bootstrap_over_seeds(shifted, np.zeros((5, 500)))
+    assert disagreeing.mean == pytest.approx(agreeing.mean)
+    assert disagreeing.high - disagreeing.low > 3 * (agreeing.high - agreeing.low)
+
+
+def test_queries_are_shared_between_seeds() -> None:
+    """Ten copies of one seed's values hold no more information than one of them."""
+    values = np.random.default_rng(0).random((1, 300))
+    one = paired_bootstrap_over_seeds(values, np.zeros_like(values), samples=4000)
+    ten = paired_bootstrap_over_seeds(np.repeat(values, 10, 0), np.zeros((10, 300)), samples=4000)
+    assert ten.high - ten.low == pytest.approx(one.high - one.low, rel=0.1)
+
+
+def test_coverage_over_seeds_and_queries_is_near_its_level() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        values = rng.normal(0, 0.3, (8, 1)) + rng.normal(0, 1, (1, 60)) + rng.normal(0, 1, (8, 60))
+        interval = bootstrap_over_seeds(lambda mean: mean, values, samples=300, level=0.8, seed=trial)
+        covered += interval.low <= 0 <= interval.high
+    assert 0.70 < covered / 200 < 0.92
+
+
+def test_a_ratio_is_resampled_as_a_whole() -> None:
+    rng = np.random.default_rng(0)
+    cost = rng.integers(10, 30, (3, 400)).astype(float)
+    share = bootstrap_over_seeds(np.divide, 0.5 * cost, cost)
+    assert share == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_blocks_over_seeds_cover_every_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random((3, 50))
+    whole = bootstrap_over_seeds(np.negative, values, samples=2000)
+    monkeypatch.setattr(statistics, "_VALUES_AT_ONCE", 50 * 7)
+    assert bootstrap_over_seeds(np.negative, values, samples=2000) == pytest.approx(whole)
+
+
+def test_bad_input_over_seeds_is_explained() -> None:
+    with pytest.raises(ValueError, match=r"\[\(2, 3\), \(2, 4\)\]"):
+        paired_bootstrap_over_seeds(np.zeros((2, 3)), np.zeros((2, 4)))
+    with pytest.raises(ValueError, match=r"\(S, N\)"):
+        bootstrap_over_seeds(np.negative, np.zeros(3))
+    with pytest.raises(ValueError, match="1 of 6 values"):
+        bootstrap_over_seeds(np.negative, [[0, 1, math.nan], [0, 0, 0]])
+    with pytest.raises(ValueError, match="samples=0"):
+        bootstrap_over_seeds(np.negative, np.zeros((1, 2)), samples=0)

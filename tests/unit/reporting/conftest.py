@@ -94,7 +94,11 @@ def make_scores(table: pa.Table) -> dict[str, Any]:
         half = 1.96 * hits.std() / np.sqrt(len(hits))
         ci95 = (float(max(0, hits.mean() - half)), float(min(1, hits.mean() + half)))
         scores[name] = SimpleNamespace(
-            hit_at_1=hits.mean(), tokens_per_query=(tokens * choice).mean(), think_rate=choice.mean(), ci95=ci95
+            hit_at_1=hits.mean(),
+            tokens_per_query=(tokens * choice).mean(),
+            think_rate=choice.mean(),
+            ci95=ci95,
+            hits=hits,
         )
     return scores
 

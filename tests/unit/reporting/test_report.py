@@ -184,5 +184,17 @@ def test_terminal_tables_fit_80_columns(summary: dict[str, Any]) -> None:
     assert "…" not in text
 
 
+def test_a_benchmark_suite_shows_its_score_and_kinds(summary: dict[str, Any], decisions: pa.Table) -> None:
+    part = summary["by_steps"]["0"]
+    summary["by_kind"] = {"lookalike": part}
+    summary["modes"]["oracle"]["score"] = 0.8712
+    console = Console(file=io.StringIO(), width=80)
+    print_tables(summary, console)
+    page = render_report(ReportData.from_table(summary, decisions), Path())
+    for text in (console.file.getvalue(), page):  # type: ignore[attr-defined]
+        assert "lookalike" in text
+        assert re.search(r"87\.1\s%", text)
+
+
 def test_markdown_cells_cannot_break_out() -> None:
     assert escape_markdown("a|b\n<c>") == r"a\|b \<c\>"

@@ -8,13 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from twn_lightning.errors import DataError
+from twn_lightning.benchmark.registry import NANO_SUITE, all_tasks
+from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.reporting import build_summary, validate_summary, write_summary
 from twn_lightning.reporting.decisions import read_decisions
-from twn_lightning.reporting.summary import paired_difference
+from twn_lightning.reporting.summary import paired_difference, suite_score
 
 
 def with_columns(table: pa.Table, **columns: list[Any]) -> pa.Table:
@@ -38,7 +40,8 @@ def four(decisions: pa.Table) -> pa.Table:
 
 
 def build(table: pa.Table, **changes: Any) -> dict[str, Any]:
-    score = SimpleNamespace(hit_at_1=0.5, tokens_per_query=3.0, think_rate=0.25, ci95=(0.4, 0.6))
+    hits = np.full(table.num_rows, 0.5)
+    score = SimpleNamespace(hit_at_1=0.5, tokens_per_query=3.0, think_rate=0.25, ci95=(0.4, 0.6), hits=hits)
     arguments: dict[str, Any] = {
         "suite": "nano",
         "stages": {},
@@ -65,8 +68,52 @@ def test_numbers_of_a_hand_made_table(four: pa.Table) -> None:
     assert summary["gate"] == {"auroc": None, "ece": 0.1}
 
 
+def test_parts_by_kind_and_by_task(four: pa.Table) -> None:
+    assert build(four)["by_kind"] == {}
+    four = with_columns(four, task=["s/a", "s/b", "s/b", "s/b"])
+    summary = build(four.append_column("kind", pa.array(["direct", "lookalike", "steps", None])))
+    validate_summary(summary, complete=False)
+    assert {name: part["num_queries"] for name, part in summary["by_kind"].items()} == {
+        "direct": 1,
+        "lookalike": 1,
+        "steps": 1,
+    }
+    assert summary["by_kind"]["lookalike"]["think_rate"] == 1.0
+    assert summary["by_task"]["s/b"] == {
+        "never": pytest.approx(1 / 3),
+        "always": pytest.approx(2 / 3),
+        "adaptive": pytest.approx(1 / 3),
+        "think_rate": pytest.approx(2 / 3),
+        "num_queries": 3,
+    }
+
+
+def test_the_score_is_the_mean_over_meta_tasks_of_the_mean_over_tasks() -> None:
+    """I-RET has three tasks of nine meta-tasks; NanoT2I has two queries."""
+    tasks = [f"mmeb_nano/{task.name}" for task in all_tasks(NANO_SUITE)]
+    value_N = np.array([1.0] * len(tasks) + [0.0])
+    value_N[tasks.index("mmeb_nano/NanoCLS")] = 0.25
+    expected = (8 + 0.25 - (1 - (1 + 1 + 0.5) / 3)) / 9
+    task_N = np.array([*tasks, "mmeb_nano/NanoT2I"])
+    assert suite_score(value_N, task_N, "mmeb_nano") == pytest.approx(expected)
+    assert suite_score(value_N[1:], task_N[1:], "mmeb_nano") is None, "a task is missing"
+    with pytest.raises(ConfigError, match="unknown suite 'nano'"):
+        suite_score(value_N, task_N, "nano")
+
+
+def test_the_summary_holds_the_score_of_every_router(four: pa.Table) -> None:
+    tasks = [f"mmeb_nano/{task.name}" for task in all_tasks(NANO_SUITE)]
+    table = pa.concat_tables([four.slice(i % 4, 1) for i in range(len(tasks))])
+    summary = build(with_columns(table, task=tasks), suite="mmeb_nano", scored=True)
+    validate_summary(summary, complete=False)
+    assert summary["modes"]["oracle"]["score"] == pytest.approx(0.5)
+    assert "score" not in build(four)["modes"]["oracle"]
+
+
 def test_verdicts(four: pa.Table) -> None:
     assert read_decisions(four).verdicts().tolist() == ["skipped", "hurt", "helped", "missed"]
+    graded = with_columns(four, hit_discriminative=[0.6, 0.6, 0.6, 0.6], hit_generative=[0.6, 0.5, 1.0, 0.7])
+    assert read_decisions(graded).verdicts().tolist() == ["skipped", "hurt", "helped", "missed"]
 
 
 def test_without_known_steps_nothing_is_made_up(four: pa.Table) -> None:
@@ -137,6 +184,13 @@ def test_partial_summary_may_lack_routers_and_stages_but_not_fields(summary: dic
     del summary["gate"]
     with pytest.raises(DataError, match="'gate' is a required"):
         validate_summary(summary, complete=False)
+
+
+def test_a_benchmark_suite_trains_no_stage(summary: dict[str, Any]) -> None:
+    summary["stages"] = {}
+    with pytest.raises(DataError, match="stages: 'gate' is a required"):
+        validate_summary(summary)
+    validate_summary({**summary, "suite": "mmeb_nano"})
 
 
 def test_bad_tables_are_named(four: pa.Table) -> None:

@@ -9,8 +9,9 @@ import torch
 
 from twn_lightning.backbone.layout import read_config
 from twn_lightning.gate import RoutingGate
-from twn_lightning.settings import GateStageSettings
-from twn_lightning.stages.routing_gate_training import LabelledSplit, ShuffledRows
+from twn_lightning.settings import GateSettings, GateStageSettings
+from twn_lightning.stages.labelled_split import LabelledSplit
+from twn_lightning.stages.routing_gate_training import ShuffledRows
 
 STAGE = GateStageSettings(batch_size=16, max_epochs=3, patience=2)
 
@@ -46,6 +47,23 @@ def test_only_the_gate_moves_and_its_threshold_is_exported(build: Any) -> None:
     gate = RoutingGate.from_state(run.backbone.load_adapters(folder))
     features = torch.randn(3, 2 * run.backbone.hidden_size)
     torch.testing.assert_close(gate(features), run.stage.gate(features))
+
+
+@pytest.mark.parametrize("calibration", ["conformal_quality", "conformal_budget"])
+def test_a_guaranteed_threshold_is_chosen_on_queries_that_did_not_select_the_gate(build: Any, calibration: str) -> None:
+    stage = GateStageSettings(batch_size=32, max_epochs=20, patience=20, learning_rate=3e-3)
+    run = build(stage, data={"max_new_tokens": 5})
+    run.settings.gate = GateSettings(calibration=calibration, quality_tolerance=0.05, token_budget=0.6)  # type: ignore[arg-type]
+    width = 2 * run.backbone.hidden_size
+    run.stage._labelled = {"gate": separable(512, width), "calibration": separable(256, width)}
+    run.fit()
+    parts = run.stage._labelled
+    assert len(parts["validation"]) == len(parts["calibration"]) == 128
+    both = torch.cat([parts[name].features_NF[:, 0] for name in ("validation", "calibration")])
+    assert both.unique().numel() == 256
+    metrics = run.stage.final_metrics()
+    assert metrics["gate/hit@1_adaptive"] > 0.9
+    assert 0 < run.stage.threshold < 1
 
 
 def test_outcomes_are_decoded_once(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ import json
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,10 @@ from twn_lightning.data.nano.curriculum import (
 from twn_lightning.data.nano.digits import TILE
 from twn_lightning.data.nano.vocabulary import build_tokenizer
 from twn_lightning.types import Item
+
+RECORD = "pretraining.json"
+"""Beside an exported backbone: what made it, and what it reached."""
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -232,8 +237,11 @@ def pretrain(
     """Train, log to `log.jsonl` and checkpoint in `work`; continue from its checkpoint where there is one."""
     work.mkdir(parents=True, exist_ok=True)
     model, processor = new_backbone(settings.seed)
+    record: dict[str, Any] = asdict(settings)
     if init_from is not None:
         initialise_from(model, processor, init_from)
+        record["initialised_from"] = json.loads((init_from / RECORD).read_text())
+    (work / SETTINGS).write_text(json.dumps(record, indent=2) + "\n")
     model.to(device).train()
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
@@ -283,13 +291,14 @@ def export(work: Path, folder: Path) -> None:
     processor.save(folder)
     record = {
         "parameters": sum(p.numel() for p in model.parameters()),
+        **json.loads((work / SETTINGS).read_text()),
         "steps": state["step"],
         "seconds": round(state["seconds"]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "validation": evaluate(model.float(), processor, "cpu", count=500),
     }
-    (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main() -> None:

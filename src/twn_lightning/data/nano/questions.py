@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +38,7 @@ class Draft:
 
 
 def pick(rng: np.random.Generator, answers: Sequence[Answer]) -> Answer:
-    return answers[rng.integers(len(answers))]
+    return answers[int(rng.integers(len(answers)))]
 
 
 def shown_answer(rng: np.random.Generator, kind: str) -> Answer:
@@ -244,10 +244,17 @@ def _distractors(rng: np.random.Generator, right: str) -> list[str]:
     return [*twins, drawn[0]]
 
 
-DRAW: dict[str, Callable[[np.random.Generator, str, str, str, int], Draft]] = (
-    dict.fromkeys(("NanoCLS", "NanoI2T", "NanoVideoCLS"), _labels)
-    | dict.fromkeys(("NanoT2I", "NanoVideoRET", "NanoDoc"), _text)
-    | {"NanoCIR": _change}
-    | dict.fromkeys(("NanoQA", "NanoVG", "NanoVideoQA", "NanoMR"), _grid)
-)
+DRAW: Mapping[str, Callable[[np.random.Generator, str, str, str, int], Draft]] = {
+    "NanoCLS": _labels,
+    "NanoQA": _grid,
+    "NanoT2I": _text,
+    "NanoI2T": _labels,
+    "NanoCIR": _change,
+    "NanoVG": _grid,
+    "NanoVideoCLS": _labels,
+    "NanoVideoQA": _grid,
+    "NanoVideoRET": _text,
+    "NanoMR": _grid,
+    "NanoDoc": _text,
+}
 """Of each task: (rng, split, task, kind, steps) to a draft."""

@@ -23,13 +23,16 @@ class EncoderRequest:
     batch_size: int
     threshold: float
     blank_image: bool
+    exit_tolerance: float | None
 
 
 def _twn(request: EncoderRequest) -> Encoder:
+    from twn_lightning.backbone.early_exit import ExitRule
     from twn_lightning.evaluation.encoders.twn import TWNEncoder, load_trained
 
     backbone, gate, threshold = load_trained(request.model, request.adapters_path, request.threshold, request.device)
-    return TWNEncoder(backbone, gate, threshold, request.max_new_tokens, request.batch_size)
+    exit_rule = None if request.exit_tolerance is None else ExitRule(request.exit_tolerance)
+    return TWNEncoder(backbone, gate, threshold, request.max_new_tokens, request.batch_size, exit_rule=exit_rule)
 
 
 def _discriminative(style: str) -> Callable[[EncoderRequest], Encoder]:
@@ -77,6 +80,7 @@ def get_encoder(
     batch_size: int = 32,
     threshold: float = 0.5,
     blank_image: bool = False,
+    exit_tolerance: float | None = None,
 ) -> Encoder:
     """Build an encoder from settings.
 
@@ -90,9 +94,10 @@ def get_encoder(
         batch_size: most rows of a batch.
         threshold: `twn`: the gate's, where its folder has none saved.
         blank_image: `ume_r1`: a white image before inputs without media, as in its own evaluation.
+        exit_tolerance: `twn`: leave a CoT once its embedding moves by less; None: never.
 
     Raises:
-        ConfigError: unknown name, or weights that cannot be had.
+        ConfigError: unknown name, weights that cannot be had, or early exit of an encoder without it.
         AdapterError: adapters that do not fit.
     """
     if name not in ENCODERS:
@@ -102,6 +107,10 @@ def get_encoder(
             f"encoder '{name}' runs a checkpoint of its own kind, and model.name is '{model.name}': set model.path to "
             "the checkpoint's folder, or model.name to its id on the hub"
         )
+    if name != "twn" and exit_tolerance is not None:
+        raise ConfigError(
+            f"encoder '{name}' cannot leave a CoT early: evaluation.exit_tolerance is {exit_tolerance}, set it to null"
+        )
     return ENCODERS[name](
-        EncoderRequest(model, adapters_path, device, max_new_tokens, batch_size, threshold, blank_image)
+        EncoderRequest(model, adapters_path, device, max_new_tokens, batch_size, threshold, blank_image, exit_tolerance)
     )

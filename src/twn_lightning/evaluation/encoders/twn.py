@@ -9,6 +9,7 @@ from typing import Any
 
 from twn_lightning.backbone.adapters import REFERENCE
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.early_exit import ExitRule
 from twn_lightning.backbone.encoding import Encoded, encode
 from twn_lightning.backbone.layout import read_config, settings_of
 from twn_lightning.backbone.loading import adapters_folder, load_backbone
@@ -33,6 +34,7 @@ class TWNEncoder:
         max_new_tokens: cap of a CoT.
         batch_size: most rows prefetched and decoded together.
         batch_tokens: most prompt tokens of a batch, padding included.
+        exit_rule: when to leave a CoT early; None: never.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TWNEncoder:
         max_new_tokens: int = 64,
         batch_size: int = 500,
         batch_tokens: int = BATCH_TOKENS,
+        exit_rule: ExitRule | None = None,
     ) -> None:
         self.backbone = backbone
         self.gate = gate
@@ -50,6 +53,7 @@ class TWNEncoder:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
+        self.exit_rule = exit_rule
 
     @property
     def name(self) -> str:
@@ -78,6 +82,8 @@ class TWNEncoder:
         found["mode"] = mode.value
         if mode is not EmbeddingMode.DISCRIMINATIVE:
             found["max_new_tokens"] = self.max_new_tokens
+            if self.exit_rule is not None:
+                found["exit_rule"] = asdict(self.exit_rule)
         if mode is EmbeddingMode.ADAPTIVE:
             found["threshold"] = self.threshold
         return found
@@ -153,6 +159,7 @@ class TWNEncoder:
                     gate=gate,
                     threshold=self.threshold,
                     max_new_tokens=self.max_new_tokens,
+                    exit_rule=self.exit_rule,
                     batch_size=self.batch_size,
                     side=side if gate is not None and gate.side is not None else None,
                 ),

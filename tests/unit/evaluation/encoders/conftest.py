@@ -207,7 +207,7 @@ def closing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.cots.closed_B = lengths % 2 == 0
         found.state.cots.closed_B = found.cots.closed_B
         rows.append(len(lengths))
-        return Decoded(found.cots, found.log_probs_BT, found.state)
+        return found
 
     monkeypatch.setattr(encoding, "decode_cots", decode)
     return rows
