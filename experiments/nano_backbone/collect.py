@@ -1,9 +1,9 @@
-"""The packaged backbone's pretraining, from its log.
+"""The packaged backbone's pretraining, from the logs of its two curricula.
 
     python -m experiments.nano_backbone.collect
 
-Reads log.jsonl beside it; writes results.json, loss.svg and the table of README.md. One run, so no claim with an
-interval.
+Reads grids.jsonl and mmeb_nano.jsonl beside it; writes results.json, a figure of each and the table of README.md. One
+run, so no claim with an interval.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments.studies.figures import COLORS, new_figure, styled
 from experiments.studies.study import markdown_table, save_figure, write_study
+from twn_lightning.data.nano.curriculum import CURRICULA
 
 FOLDER = Path(__file__).parent
 LOSSES = {"caption": "always", "cot": "adaptive", "picture": "oracle"}
@@ -22,10 +23,17 @@ LOSSES = {"caption": "always", "cot": "adaptive", "picture": "oracle"}
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """What the last validation measured, from results.json."""
-    final = results["final"]
-    rows = [[name.replace("_", " "), f"{value:,g}"] for name, value in final.items() if name not in LOSSES]
-    return markdown_table(["measured", "value"], rows) + "\n\n![Losses by step](loss.svg)"
+    """What the last validation of each curriculum measured, from results.json."""
+    names = dict.fromkeys(name for final in results["final"].values() for name in final if name not in LOSSES)
+    rows = [
+        [name.replace("_", " "), *(_shown(final.get(name)) for final in results["final"].values())] for name in names
+    ]
+    figures = "\n\n".join(f"![Losses by step, {name}]({name}.svg)" for name in results["final"])
+    return markdown_table(["measured", *results["final"]], rows) + "\n\n" + figures
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:,g}"
 
 
 def draw_losses(log: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -44,9 +52,12 @@ def draw_losses(log: Sequence[Mapping[str, float]], path: Path) -> None:
 
 
 def main() -> None:
-    log = [json.loads(line) for line in (FOLDER / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    draw_losses(log, FOLDER / "loss.svg")
-    write_study(FOLDER, {"final": log[-1]}, [], table)
+    final = {}
+    for name in CURRICULA:
+        log = [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        draw_losses(log, FOLDER / f"{name}.svg")
+        final[name] = log[-1]
+    write_study(FOLDER, {"final": final}, [], table)
 
 
 if __name__ == "__main__":

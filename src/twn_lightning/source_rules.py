@@ -9,7 +9,7 @@ from twn_lightning.errors import unknown_name
 from twn_lightning.settings import DataSettings
 
 CORPORA = ("colpali", "llava_hound", "mmeb_train", "pairs", "twn", "ume_r1", "visrag")
-OFFLINE = ("mmeb_nano", "nano", "nano_worlds")
+OFFLINE = ("mmeb_nano", "nano")
 """Worlds that are drawn and need no files."""
 SOURCES = (*CORPORA, "mixture", *OFFLINE)
 """The names of data.sources, which this layer cannot import; a test compares."""

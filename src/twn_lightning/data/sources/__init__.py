@@ -17,7 +17,6 @@ SPLITS: tuple[str, ...] = get_args(Split)
 _MIXTURE = "twn_lightning.data.mixture:Mixture"
 _MODULES = {
     "mmeb_nano": "twn_lightning.data.sources.mmeb_nano:MMEBNanoSource",
-    "nano_worlds": "twn_lightning.data.sources.mmeb_nano:NanoWorldsSource",
     "nano": "twn_lightning.data.sources.nano:NanoSource",
     **dict.fromkeys(("colpali", "llava_hound", "mixture", "mmeb_train", "pairs", "twn", "ume_r1", "visrag"), _MIXTURE),
 }

@@ -12,7 +12,6 @@ from twn_lightning.data.nano import tasks
 from twn_lightning.data.nano.digits import SPLIT_SHARES
 from twn_lightning.data.nano.tasks import DIRECT, LOOKALIKE, STEPS, NanoRow
 from twn_lightning.data.sources import require_split
-from twn_lightning.data.sources.nano import NanoPairs, NanoSource
 from twn_lightning.errors import DataError
 from twn_lightning.settings import DataSettings
 from twn_lightning.types import Item, Pair
@@ -112,51 +111,3 @@ class MMEBNanoSource:
         if not moments:
             raise DataError(f"source 'mmeb_nano', split '{split}': data.{split}_pairs={count} holds no pair of {name}")
         return list(moments.values())
-
-
-class NanoWorldsSource:
-    """Both offline worlds, for adapters that serve either: two pairs of MMEB-nano, then one of the demo's grids."""
-
-    name = "nano_worlds"
-
-    def __init__(self, settings: DataSettings):
-        self._worlds = (MMEBNanoSource(settings), NanoSource(settings))
-
-    @property
-    def tasks(self) -> list[str]:
-        return [task for world in self._worlds for task in world.tasks]
-
-    def pairs(self, split: str, count: int) -> Interleaved:
-        grids = count // 3
-        return Interleaved(self._worlds[0].pairs(split, count - grids), self._worlds[1].pairs(split, grids))
-
-    def candidates(self, split: str, task: str) -> list[Item]:
-        """The candidates of the world whose task it is."""
-        return next(world for world in self._worlds if task in world.tasks).candidates(split, task)
-
-
-class Interleaved(LazyRows[Pair]):
-    """Two rows of one sequence, then one of another."""
-
-    def __init__(self, two: MMEBNanoPairs, one: NanoPairs) -> None:
-        self._two, self._one = two, one
-
-    def __len__(self) -> int:
-        return len(self._two) + len(self._one)
-
-    def row(self, index: int) -> Pair:
-        """The pair, drawn now."""
-        turn, place = divmod(index, 3)
-        return self._one[turn] if place == 2 else self._two[2 * turn + place]
-
-    def columns(self) -> PairColumns:
-        """Sources, hashes and CoTs of every row."""
-        two, one = self._two.columns(), self._one.columns()
-        rows = [divmod(index, 3) for index in range(len(self))]
-        merged = [(one, turn) if place == 2 else (two, 2 * turn + place) for turn, place in rows]
-        return PairColumns(
-            [columns.sources[row] for columns, row in merged],
-            [columns.target_hashes[row] for columns, row in merged],
-            [columns.query_cots[row] for columns, row in merged],
-            [None] * len(self),
-        )
