@@ -133,6 +133,12 @@ def group_numbers(seeds: Sequence[SeedEvaluation], by_router: Mapping[str, Route
     }
 
 
+def oracle_parts(seeds: Sequence[SeedEvaluation], by_router: Mapping[str, Routed]) -> dict[str, Any]:
+    """Where the oracle's gain over always comes from, as shares of all queries: the parts add up to it."""
+    gain_SN = by_router["oracle"].quality_SN - by_router["always"].quality_SN
+    return {name: as_dict(mean_of(gain_SN * rows_N)) for name, rows_N in groups_of(seeds[0]).items()}
+
+
 def mean_curve(seeds: Sequence[SeedEvaluation]) -> FloatArray:
     """Quality of the gate at `TOKEN_SHARES` of always' tokens, over all thresholds, mean of the seeds."""
     curves = []
@@ -219,7 +225,9 @@ def table(results: Mapping[str, Any]) -> str:
             markdown_table(["kind", "queries", "think rate", "never", "always", "adaptive", "oracle"], kinds),
             f"Gate, mean of seeds: AUROC {gate['auroc']:.3f}, where one mode is right {gate['auroc_one_right']:.3f}; "
             f"expected calibration error {gate['ece']:.3f}. Share of the oracle's gain recovered: "
-            f"{show(results['recovered_gain'])} %.",
+            f"{show(results['recovered_gain'])} %. The oracle's gain over always, in points of all queries: "
+            + ", ".join(f"{show(part)} from {name}" for name, part in results["oracle_over_always"].items())
+            + ".",
             "![Quality against tokens](quality_tokens.svg) ![Think rate by kind](think_rate.svg) "
             "![Reliability](reliability.svg)",
         ]
@@ -239,6 +247,7 @@ def collect(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Claim]]:
         "n_queries": size[1],
         "routers": router_numbers(by_router),
         "kinds": groups,
+        "oracle_over_always": oracle_parts(seeds, by_router),
         "recovered_gain": {"mean": gain.estimate, "ci95": list(gain.ci95)},
         "gate": gate_numbers(seeds),
         "curve": {"token_share": TOKEN_SHARES, "quality": mean_curve(seeds)},

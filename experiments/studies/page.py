@@ -20,14 +20,20 @@ from experiments.studies.study import (
 )
 
 PAGE = EXPERIMENTS / "README.md"
+HEADER = ["claim", "verdict", "number [95 % interval]", "seeds x queries"]
 _QUESTION = re.compile(r"\*\*Question\.\*\* (.+?)(?:\n\n|\Z)", re.DOTALL)
 
 
 def claims_table() -> str:
-    """Claim, verdict, number with interval, size and command, from every study's results.json."""
-    rows = [_row(claim) for folder in studies() for claim in read_results(folder)["claims"]]
-    header = ["claim", "verdict", "number [95 % interval]", "seeds x queries", "study", "command"]
-    return markdown_table(header, rows, text_columns=len(header))
+    """Study by study: its command, then claim, verdict, number with interval and size, from its results.json."""
+    parts = []
+    for folder in studies():
+        claims = read_results(folder)["claims"]
+        if claims:
+            commands = dict.fromkeys(line for claim in claims for line in claim["command"].split(" && "))
+            rows = markdown_table(HEADER, map(_row, claims), text_columns=len(HEADER))
+            parts.append(f"### {_link(folder.name)}\n\n" + "\n".join(["```", *commands, "```"]) + f"\n\n{rows}")
+    return "\n\n".join(parts)
 
 
 def studies_table() -> str:
@@ -44,8 +50,7 @@ def question_of(readme: Path) -> str:
 
 def _row(claim: Mapping[str, Any]) -> list[str]:
     size = f"{claim['n_seeds']} x {claim['n_queries']:,}"
-    command = f"`{claim['command']}`"
-    return [claim["claim"], claim["verdict"], number_of(claim), size, _link(claim["study"]), command]
+    return [claim["claim"], claim["verdict"], number_of(claim), size]
 
 
 def _link(study: str) -> str:

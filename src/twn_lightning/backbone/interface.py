@@ -89,9 +89,13 @@ class ReasonerState:
         parts = [_pad_state(s, length, cot_length) for s in states]
         logits = [s.cot_logits_BTV for s in parts]
         return ReasonerState(
+            # Keys and values are padded one layer at a time: they are nearly all of the memory.
             layers=[
-                (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
-                for layer in zip(*(s.layers for s in parts), strict=True)
+                (
+                    torch.cat([_pad_span(s.layers[i][0], s, length, cot_length) for s in states]),
+                    torch.cat([_pad_span(s.layers[i][1], s, length, cot_length) for s in states]),
+                )
+                for i in range(len(states[0].layers))
             ],
             prompt_mask_BL=torch.cat([s.prompt_mask_BL for s in parts]),
             cot_mask_BT=torch.cat([s.cots.mask_BT for s in parts if s.cots is not None]) if with_cots else None,
@@ -106,8 +110,14 @@ class ReasonerState:
         )
 
 
+def _pad_span(cache_BHSD: Tensor, state: ReasonerState, length: int, cot_length: int) -> Tensor:
+    """Keys or values of a state as wide as its padded prompts and CoTs."""
+    cots = 0 if state.cots is None else state.cots.ids_BT.shape[1]
+    return F.pad(cache_BHSD, (0, 0, length - state.prompt_mask_BL.shape[1], cot_length - cots))
+
+
 def _pad_state(state: ReasonerState, length: int, cot_length: int) -> ReasonerState:
-    """The state with its prompts `length` wide and its CoTs (empty ones if it has none) `cot_length` wide."""
+    """The state without its layers: prompts `length` wide, CoTs (empty ones if it has none) `cot_length` wide."""
     left = length - state.prompt_mask_BL.shape[1]
     cots = state.cots
     if cots is None:
@@ -123,7 +133,7 @@ def _pad_state(state: ReasonerState, length: int, cot_length: int) -> ReasonerSt
     )
     return replace(
         state,
-        layers=[(F.pad(k, (0, 0, left, right)), F.pad(v, (0, 0, left, right))) for k, v in state.layers],
+        layers=[],
         prompt_mask_BL=prompts.attention_mask_BL,
         cot_mask_BT=cots.mask_BT,
         cot_logits_BTV=None if state.cot_logits_BTV is None else F.pad(state.cot_logits_BTV, (0, 0, 0, right)),

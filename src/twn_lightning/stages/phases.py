@@ -117,6 +117,8 @@ class StateStore:
             for pair in chunk:
                 keys.append((pair.target_hash, pair.positive.content_hash()))
                 first.setdefault(keys[-1], pair)
+        stored_queries = ReasonerState.concat(queries)
+        queries.clear()  # before the targets are read: both lists and both states at once would be twice the memory
         # One target may come in several drawings: each is stored, under a key of its own for the collator.
         targets = [replace(pair, target_hash="/".join(key), hard_negatives=()) for key, pair in first.items()]
         candidates = []
@@ -126,7 +128,7 @@ class StateStore:
         backbone.train(training)
         row_of = {key: row for row, key in enumerate(first)}
         store = cls(
-            ReasonerState.concat(queries),
+            stored_queries,
             ReasonerState.concat(candidates),
             torch.tensor([row_of[key] for key in keys]),
             torch.tensor([target_hash_int64(target_hash) for target_hash, _ in first]),
