@@ -9,6 +9,7 @@ Shape letters: B completions (prompt-major, groups of G), T completion tokens, C
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -118,8 +119,11 @@ class EmbeddingGuidedRL(TWNStage):
 
     def skip_updates(self) -> None:
         """Leave the weights alone where hardly a group has anything to teach: Adam would scale noise to full steps."""
-        for _ in range(self.stage.updates_per_rollout):
-            self.lr_schedulers().step()
+        with warnings.catch_warnings():
+            # torch takes skipped first updates for a scheduler that steps before its optimizer.
+            warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step", UserWarning)
+            for _ in range(self.stage.updates_per_rollout):
+                self.lr_schedulers().step()
 
     @torch.no_grad()
     def roll_out(self, batch: ContrastiveBatch, step: int) -> ScoredRollout:
