@@ -8,30 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.support.mmeb_fixtures import MirrorPaths, build_mirror
+from tests.support.tiny_adapters import save_undecided_adapters
 from twn_lightning import cli
-from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.benchmark.registry import all_tasks
 from twn_lightning.evaluation.encoders.protocol import EncodedItems
 from twn_lightning.evaluation.encoders.twn import TWNEncoder
 from twn_lightning.evaluation.task_scores import BENCHMARK_KEYS
-from twn_lightning.gate.routing_gate import RoutingGate
 from twn_lightning.run import RunFolder
-from twn_lightning.settings import AdapterSettings, InterfaceSettings, ModelSettings, Settings
+from twn_lightning.settings import Settings
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random adapters of the `tiny` backbone, with a gate that thinks about most queries."""
-    folder = tmp_path_factory.mktemp("adapters")
-    backbone = load_backbone(ModelSettings(name="tiny"), AdapterSettings(), InterfaceSettings())
-    torch.manual_seed(4)
-    gate = RoutingGate(2 * backbone.hidden_size)
-    torch.nn.init.normal_(gate.outer.weight)
-    backbone.save_adapters(folder, gate.state_dict())
-    return folder
+    return save_undecided_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
+from tests.support.tiny_adapters import save_undecided_adapters
 from twn_lightning import cli
-from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.benchmark.registry import NANO_SUITE, all_tasks
-from twn_lightning.gate.routing_gate import RoutingGate
 from twn_lightning.reporting import validate_summary
 from twn_lightning.run import RunFolder
-from twn_lightning.settings import AdapterSettings, InterfaceSettings, ModelSettings
 
 QUERIES = 22
 
@@ -23,13 +20,7 @@ QUERIES = 22
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random adapters of the `tiny` backbone, with a gate that thinks about some queries."""
-    folder = tmp_path_factory.mktemp("adapters")
-    backbone = load_backbone(ModelSettings(name="tiny"), AdapterSettings(), InterfaceSettings())
-    torch.manual_seed(4)
-    gate = RoutingGate(2 * backbone.hidden_size)
-    torch.nn.init.normal_(gate.outer.weight)
-    backbone.save_adapters(folder, gate.state_dict())
-    return folder
+    return save_undecided_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 def arguments(folder: Path, adapters: Path | None, *more: str) -> list[str]:

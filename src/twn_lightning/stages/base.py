@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
@@ -29,10 +30,10 @@ from twn_lightning.stages.optim import Group, build_optimizer
 from twn_lightning.strategy import AdapterFSDP2Strategy, gather_objects, gathered, rank, shard, sync_gradients
 
 
-class TWNStage(LightningModule):
+class TWNStage(LightningModule, ABC):
     """A stage: a frozen backbone of which some groups train, by manual optimisation with one AdamW.
 
-    Subclasses set the class variables and implement `optimizer_groups`, `train_on`, `train_dataloader` and `validate`.
+    Subclasses set the class variables and implement the abstract methods and `train_dataloader`.
 
     Args:
         settings: the run, resolved.
@@ -78,26 +79,26 @@ class TWNStage(LightningModule):
 
     # --- what subclasses say -----------------------------------------------------------------------------------------
 
+    @abstractmethod
     def optimizer_groups(self) -> list[Group]:
         """The parameter groups of the stage's one optimizer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def train_on(self, batch: Any, step: int) -> dict[str, Any]:
         """One training step, backward and optimizer included; returns what to log."""
-        raise NotImplementedError
 
+    @abstractmethod
     def validate(self) -> dict[str, float]:
         """Validation values of the current weights, equal on every rank."""
-        raise NotImplementedError
 
     @property
     def warmup_ratio(self) -> float:
         return 0.0
 
     @property
+    @abstractmethod
     def total_steps(self) -> int:
         """Training batches of the whole stage."""
-        raise NotImplementedError
 
     @property
     def validation_interval(self) -> int:

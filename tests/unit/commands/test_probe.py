@@ -7,10 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.tiny_adapters import save_fresh_adapters
 from twn_lightning import cli
-from twn_lightning.backbone.loading import load_backbone
-from twn_lightning.config import load_settings
-from twn_lightning.gate import RoutingGate
 from twn_lightning.run import RunFolder
 
 TINY = [
@@ -26,11 +24,7 @@ TINY = [
 @pytest.fixture
 def adapters(tmp_path: Path) -> str:
     """A folder of fresh kv_detached adapters with a gate."""
-    settings = load_settings(["model=tiny"])
-    backbone = load_backbone(settings.model, settings.adapters, settings.interface)
-    folder = tmp_path / "adapters"
-    backbone.save_adapters(folder, RoutingGate(2 * backbone.hidden_size, 8).state_dict(), {"gate_threshold": 0.5})
-    return f"adapters.init_from={folder}"
+    return f"adapters.init_from={save_fresh_adapters(tmp_path / 'adapters', 0.5)}"
 
 
 def test_modes_are_printed_as_a_matrix_and_recorded(

@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.tiny_adapters import save_fresh_adapters
 from twn_lightning import cli
-from twn_lightning.backbone.loading import load_backbone
-from twn_lightning.config import load_settings
 from twn_lightning.evaluation.prefix_outcomes import PrefixOutcomes
-from twn_lightning.gate import RoutingGate
 from twn_lightning.probe import PREFIX_SPLITS
 from twn_lightning.run import RunFolder
 
@@ -21,11 +19,7 @@ SIZES = {"gate": 5, "calibration": 4, "test": 6}
 @pytest.fixture
 def adapters(tmp_path: Path) -> str:
     """A folder of fresh adapters with a gate."""
-    settings = load_settings(["model=tiny"])
-    backbone = load_backbone(settings.model, settings.adapters, settings.interface)
-    folder = tmp_path / "adapters"
-    backbone.save_adapters(folder, RoutingGate(2 * backbone.hidden_size, 8).state_dict(), {"gate_threshold": 0.25})
-    return f"adapters.init_from={folder}"
+    return f"adapters.init_from={save_fresh_adapters(tmp_path / 'adapters', 0.25)}"
 
 
 def words(adapters: str, run: Path, *more: str) -> list[str]:

@@ -10,22 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.tiny_adapters import random_backbone
 from twn_lightning.backbone import encoding
 from twn_lightning.backbone.decoding import Decoded, decode_cots
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
-from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation import prefix_outcomes
 from twn_lightning.evaluation.prefix_outcomes import PrefixOutcomes, cuts_up_to, record_prefixes
 from twn_lightning.evaluation.suite import encode_outcomes, evaluate_source
 from twn_lightning.gate import RoutingGate
 from twn_lightning.settings import (
-    AdapterSettings,
     EvaluationSettings,
     GateSettings,
-    InterfaceSettings,
-    LoraSettings,
-    ModelSettings,
 )
 from twn_lightning.types import Item, Pair
 
@@ -55,14 +51,7 @@ class WordSource:
 @pytest.fixture
 def backbone() -> DualLoRABackbone:
     """`tiny` with adapters that are not zero."""
-    settings = AdapterSettings(reasoning=LoraSettings(4, 8), embedding=LoraSettings(4, 8), num_queries=3)
-    made = load_backbone(ModelSettings(name="tiny"), settings, InterfaceSettings())
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for group in ("reasoning", "embedding", "queries"):
-            for parameter in made.group_parameters(group):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return made.eval()
+    return random_backbone(0.3)
 
 
 @pytest.fixture

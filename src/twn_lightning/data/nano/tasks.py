@@ -55,6 +55,8 @@ TARGET_INSTRUCTIONS = dict.fromkeys(("NanoT2I", "NanoCIR", "NanoVG"), PICTURE) |
     "NanoDoc": PAGE,
 }
 """Of candidates that are shown; text candidates have none."""
+SHOWN_AS = dict.fromkeys(("NanoT2I", "NanoCIR", "NanoVG"), "picture") | {"NanoVideoRET": "clip", "NanoDoc": "page"}
+"""How an answer is drawn as a candidate; other tasks' are words."""
 TASKS = tuple(INSTRUCTIONS)
 OWN_LISTS = ("NanoVG", "NanoMR", "NanoVideoQA")
 """Tasks whose queries bring their own candidates."""
@@ -112,15 +114,16 @@ def candidate(task: str, target: str, split: str, rng: np.random.Generator | Non
         split: whose ingredients are drawn.
         rng: of the drawing; None: the one of the task's corpus.
     """
-    fixed = np.random.default_rng([ord(letter) for letter in target]) if rng is None or split != "train" else rng
-    answer = Answer.parse(target)
-    if task in ("NanoT2I", "NanoCIR", "NanoVG"):
-        return Item(f"picture:{target}", PICTURE, "", (drawings.draw_picture(answer, split, fixed),))
-    if task == "NanoVideoRET":
-        return Item(f"clip:{target}", VIDEO, "", (drawings.draw_clip(answer, split, fixed),))
-    if task == "NanoDoc":
-        return Item(f"page:{target}", PAGE, "", (drawings.draw_page(answer, split, fixed)[0],))
-    return Item(f"text:{target}", "", target)
+    drawn_by = np.random.default_rng([ord(letter) for letter in target]) if rng is None or split != "train" else rng
+    key, answer = candidate_key(task, target), Answer.parse(target)
+    match SHOWN_AS.get(task):
+        case "picture":
+            return Item(key, PICTURE, "", (drawings.draw_picture(answer, split, drawn_by),))
+        case "clip":
+            return Item(key, VIDEO, "", (drawings.draw_clip(answer, split, drawn_by),))
+        case "page":
+            return Item(key, PAGE, "", (drawings.draw_page(answer, split, drawn_by)[0],))
+    return Item(key, "", target)
 
 
 @cache
@@ -154,8 +157,7 @@ def grades(task: str, target: str) -> dict[str, float]:
 
 def candidate_key(task: str, target: str) -> str:
     """Key of a target's candidate."""
-    kind = "page" if task == "NanoDoc" else "clip" if task == "NanoVideoRET" else "picture"
-    return f"{kind if task in TARGET_INSTRUCTIONS else 'text'}:{target}"
+    return f"{SHOWN_AS.get(task, 'text')}:{target}"
 
 
 def sample_caption(rng: np.random.Generator, split: str, kind: str) -> tuple[Item, str]:

@@ -41,9 +41,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     for tag in TAGS:
         plain = plain.replace(tag, " ")
     words = [word for word, _ in split.pre_tokenize_str(plain)]
-    cells = (*world.CELLS, *world.cell_names(VIDEO_GRID), *icon_labels(), *heading_words())
+    names = (*world.CELLS, *world.cell_names(VIDEO_GRID), *icon_labels(), *heading_words())
     ordered = dict.fromkeys(
-        [*SPECIAL, "<unk>", *TAGS, *numbers, *COLOURS, *ARROWS, *cells, *words, ".", ",", ":", "?", "!"]
+        [*SPECIAL, "<unk>", *TAGS, *numbers, *COLOURS, *ARROWS, *names, *words, ".", ",", ":", "?", "!"]
     )
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(ordered)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split

@@ -24,14 +24,13 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from tests.support.tiny_adapters import random_backbone
 from twn_lightning.backbone import encoding
 from twn_lightning.backbone.decoding import Decoded, decode_cots
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
-from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.backbone.pixels import PatchSettings
 from twn_lightning.backbone.tiny import PATCH, tiny_config, tiny_tokenizer
 from twn_lightning.gate.routing_gate import RoutingGate
-from twn_lightning.settings import AdapterSettings, InterfaceSettings, LoraSettings, ModelSettings
 from twn_lightning.types import Item, Media
 
 ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -170,14 +169,7 @@ def peer_items(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
 @pytest.fixture
 def backbone() -> DualLoRABackbone:
     """`tiny` with random adapters that change every embedding."""
-    settings = AdapterSettings(reasoning=LoraSettings(4, 8), embedding=LoraSettings(4, 8), num_queries=3)
-    made = load_backbone(ModelSettings(name="tiny"), settings, InterfaceSettings())
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for group in ("reasoning", "embedding", "queries"):
-            for parameter in made.group_parameters(group):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return made.eval()
+    return random_backbone(0.1)
 
 
 @pytest.fixture
