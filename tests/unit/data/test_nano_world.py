@@ -9,7 +9,8 @@ import pytest
 
 from twn_lightning.data.nano import world
 from twn_lightning.data.nano.digits import SPLIT_SHARES, digit_rows, load_digits, render_cells
-from twn_lightning.data.nano.pretrain import learning_rate_at, new_backbone, response_loss, sample_rows
+from twn_lightning.data.nano.backbones import new_backbone
+from twn_lightning.data.nano.pretrain import learning_rate_at, response_loss, sample_rows
 from twn_lightning.data.nano.vocabulary import build_tokenizer
 from twn_lightning.data.sources.nano import STEP_SHARES, NanoPairs, NanoSource
 from twn_lightning.settings import DataSettings
@@ -134,7 +135,7 @@ def test_pictures_of_one_answer_differ_in_their_digit_only() -> None:
 def test_pretraining_learns_from_both_halves_and_its_schedule_falls_at_the_end() -> None:
     from twn_lightning.data.nano.pretrain import PretrainSettings
 
-    model, processor = new_backbone(0)
+    model, processor = new_backbone("nano", 0)
     rows = sample_rows(np.random.default_rng(0), 4)
     losses, correct, mask = response_loss(model, processor, rows, "cpu")
     assert losses.shape == (4,)

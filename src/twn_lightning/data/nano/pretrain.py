@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
 
-from twn_lightning.backbone.pixels import PatchSettings
 from twn_lightning.backbone.processor import PromptProcessor
 from twn_lightning.data.nano import tasks, world
+from twn_lightning.data.nano.backbones import SHAPES, new_backbone
 from twn_lightning.data.nano.curriculum import (
     CAPTION_KINDS,
     CURRICULA,
@@ -36,8 +36,6 @@ from twn_lightning.data.nano.curriculum import (
     sample_rows,
     sample_task_cot,
 )
-from twn_lightning.data.nano.digits import TILE
-from twn_lightning.data.nano.vocabulary import build_tokenizer
 from twn_lightning.types import Item
 
 RECORD = "pretraining.json"
@@ -49,6 +47,7 @@ SETTINGS = "settings.json"
 class PretrainSettings:
     """One pretraining run; recorded on the card."""
 
+    size: str = "nano"
     curriculum: str = "mmeb_nano"
     steps: int = 1200
     batch_size: int = 128
@@ -58,63 +57,6 @@ class PretrainSettings:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     seed: int = 0
-
-
-def nano_config(vocab_size: int, tokenizer_ids: dict[str, int]) -> Qwen3VLConfig:
-    """The nano backbone's shape: Qwen3-VL, 4 layers of 160, a vision tower of 2 layers of 96."""
-    head_dim = 40
-    return Qwen3VLConfig(
-        text_config={
-            "vocab_size": vocab_size,
-            "hidden_size": 160,
-            "intermediate_size": 480,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": head_dim,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [8, 6, 6],
-                "mrope_interleaved": True,
-            },
-            "tie_word_embeddings": True,
-            "pad_token_id": tokenizer_ids["<|endoftext|>"],
-            "eos_token_id": tokenizer_ids["<|im_end|>"],
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 96,
-            "intermediate_size": 288,
-            "num_heads": 4,
-            "patch_size": TILE // 2,
-            "temporal_patch_size": 2,
-            "spatial_merge_size": 2,
-            "out_hidden_size": 160,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0],
-        },
-        image_token_id=tokenizer_ids["<|image_pad|>"],
-        video_token_id=tokenizer_ids["<|video_pad|>"],
-        vision_start_token_id=tokenizer_ids["<|vision_start|>"],
-        vision_end_token_id=tokenizer_ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-    )
-
-
-def nano_patches() -> PatchSettings:
-    half = (0.5, 0.5, 0.5)
-    return PatchSettings(TILE // 2, 2, 2, TILE * TILE, 16 * (world.SIZE * TILE) ** 2, half, half)
-
-
-def new_backbone(seed: int) -> tuple[Qwen3VLForConditionalGeneration, PromptProcessor]:
-    """A freshly initialised nano backbone and its processor."""
-    tokenizer = build_tokenizer()
-    ids = tokenizer.get_vocab()
-    torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(nano_config(len(tokenizer), ids))
-    return model, PromptProcessor(tokenizer, nano_patches())
 
 
 def response_loss(
@@ -236,7 +178,7 @@ def pretrain(
 ) -> None:
     """Train, log to `log.jsonl` and checkpoint in `work`; continue from its checkpoint where there is one."""
     work.mkdir(parents=True, exist_ok=True)
-    model, processor = new_backbone(settings.seed)
+    model, processor = new_backbone(settings.size, settings.seed)
     record: dict[str, Any] = asdict(settings)
     if init_from is not None:
         initialise_from(model, processor, init_from)
@@ -283,7 +225,8 @@ def pretrain(
 
 def export(work: Path, folder: Path) -> None:
     """Write the checkpoint as a standard Hugging Face folder, weights in fp16, and what the run reached."""
-    model, processor = new_backbone(0)
+    settings = json.loads((work / SETTINGS).read_text())
+    model, processor = new_backbone(settings["size"], 0)
     state = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +234,7 @@ def export(work: Path, folder: Path) -> None:
     processor.save(folder)
     record = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        **json.loads((work / SETTINGS).read_text()),
+        **settings,
         "steps": state["step"],
         "seconds": round(state["seconds"]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -304,6 +247,7 @@ def export(work: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoint and the log")
+    parser.add_argument("--size", choices=SHAPES, default=PretrainSettings.size)
     parser.add_argument("--curriculum", choices=CURRICULA, default=PretrainSettings.curriculum)
     parser.add_argument("--init-from", type=Path, help="folder of an exported backbone to start from")
     parser.add_argument("--learning-rate", type=float, default=PretrainSettings.learning_rate)
@@ -318,6 +262,7 @@ def main() -> None:
         export(args.work, args.export)
         return
     settings = PretrainSettings(
+        args.size,
         args.curriculum,
         args.steps,
         args.batch_size,
