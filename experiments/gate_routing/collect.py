@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.gate_routing.figures import draw_figures
-from experiments.studies.runs import SeedEvaluation, read_seeds
+from experiments.studies.runs import SeedEvaluation, groups_of, read_seeds
 from experiments.studies.study import Claim, as_dict, judged, markdown_table, show, write_study
 from twn_lightning.gate import ROUTERS, route
 from twn_lightning.metrics import (
@@ -104,18 +104,6 @@ def router_numbers(by_router: Mapping[str, Routed]) -> dict[str, Any]:
         }
         for name, scored in by_router.items()
     }
-
-
-def groups_of(seed: SeedEvaluation) -> dict[str, NDArray[np.bool_]]:
-    """The kinds of queries, those that need steps by how many."""
-    steps_N, many_N = seed.outcomes.steps, seed.kind_N == "steps"
-    groups = {
-        "direct": seed.kind_N == "direct",
-        "lookalike": seed.kind_N == "lookalike",
-        "1 to 3 steps": many_N & (steps_N >= 1) & (steps_N <= 3),
-        "4 and more steps": many_N & (steps_N >= 4),
-    }
-    return {name: rows_N for name, rows_N in groups.items() if rows_N.any()}
 
 
 def group_numbers(seeds: Sequence[SeedEvaluation], by_router: Mapping[str, Routed]) -> dict[str, Any]:

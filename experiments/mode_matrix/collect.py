@@ -1,9 +1,9 @@
-"""Study 7: every query mode against every candidate mode, for models that were trained in different ways.
+"""Study 7: every query mode against every candidate mode, for models whose candidates think and models whose do not.
 
     python -m experiments.mode_matrix.collect RUN RUN RUN ...
 
-Each RUN is a run folder of `twn probe modes`. Runs of one `name` are training seeds of one model; all are on the same
-queries. Writes results.json and the table of README.md.
+Each RUN is a run folder of `twn probe modes`, all on the same queries; its `name` is that of a model (`MODELS`), its
+`seed` that of the model's training. Writes results.json, the figure and the tables of README.md.
 
 Shape letters: S training seeds, N queries.
 """
@@ -11,14 +11,20 @@ Shape letters: S training seeds, N queries.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from experiments.studies.figures import COLORS, new_figure, percent_axis, styled
 from experiments.studies.probes import ProbedSeeds, read_probes
-from experiments.studies.study import Claim, as_dict, judged, markdown_table, show, write_study
+from experiments.studies.study import Claim, as_dict, judged, markdown_table, save_figure, show, write_study
+from twn_lightning.errors import DataError
+from twn_lightning.evaluation.mode_matrix import REUSES
 from twn_lightning.metrics import bootstrap_over_seeds, paired_bootstrap_over_seeds
 from twn_lightning.probe import MODE_MATRIX_FILE
 from twn_lightning.run import RunFolder
@@ -26,86 +32,231 @@ from twn_lightning.types import EmbeddingMode
 
 FOLDER = Path(__file__).parent
 MODES = tuple(mode.value for mode in EmbeddingMode)
+CELLS = tuple(f"{query}/{candidate}" for query, candidate in product(MODES, repeat=2))
+UNGATED = tuple(cell for cell in CELLS if "adaptive" not in cell)
+MODELS = {
+    "query": "queries think",
+    "both": "both sides think",
+    "both_no_cross": "both sides think, no cross-mode term",
+}
+"""Names of the models and what tells them apart; each trained with the same seeds."""
+DEPLOYED = tuple(product(("both", "query"), ("adaptive/discriminative", "adaptive/adaptive", "generative/generative")))
+"""Models and cells of the table of costs."""
 HALF_A_POINT = 0.005
 
 
-def model_numbers(seeds: ProbedSeeds) -> dict[str, Any]:
-    """hit@1 of every cell by kind of query, and what the candidates thought."""
-    cells = [(query, candidate) for query in MODES for candidate in MODES]
-    candidates = [side for metrics in seeds.metrics for side in metrics["candidates"].values()]
-    weights = [side["candidates"] for side in candidates]
+class Comparison(NamedTuple):
+    """A claim: one model's cell minus another's is at or above the bar, over queries whose candidates can think."""
+
+    claim: str
+    first: tuple[str, str]
+    second: tuple[str, str]
+    at_least: float = 0.0
+
+
+CLAIMS = {
+    "cross_query_generative": Comparison(
+        "The cross-mode terms help where generative queries meet discriminative candidates",
+        ("both", "generative/discriminative"),
+        ("both_no_cross", "generative/discriminative"),
+    ),
+    "cross_candidate_generative": Comparison(
+        "The cross-mode terms help where discriminative queries meet generative candidates",
+        ("both", "discriminative/generative"),
+        ("both_no_cross", "discriminative/generative"),
+    ),
+    "cross_discriminative": Comparison(
+        "The cross-mode terms cost at most half a point where neither side thinks",
+        ("both", "discriminative/discriminative"),
+        ("both_no_cross", "discriminative/discriminative"),
+        -HALF_A_POINT,
+    ),
+    "cross_generative": Comparison(
+        "The cross-mode terms cost at most half a point where both sides think",
+        ("both", "generative/generative"),
+        ("both_no_cross", "generative/generative"),
+        -HALF_A_POINT,
+    ),
+    "mixed_cell": Comparison(
+        "With the cross-mode terms generative queries lose at most half a point where candidates do not think",
+        ("both", "generative/discriminative"),
+        ("both", "generative/generative"),
+        -HALF_A_POINT,
+    ),
+    "candidates_that_think": Comparison(
+        "Thinking queries find more among candidates that were trained to think and do",
+        ("both", "generative/generative"),
+        ("query", "generative/discriminative"),
+    ),
+    "joint_gate": Comparison(
+        "Gating both sides with the gate of the queries is at or above gating the queries alone",
+        ("both", "adaptive/adaptive"),
+        ("both", "adaptive/discriminative"),
+    ),
+}
+"""Id -> comparison, as they were set before the study ran."""
+
+
+def read_models(folders: Sequence[Path]) -> dict[str, ProbedSeeds]:
+    """The probes of every model, in the order of `MODELS`; seeds and queries in the same order for each.
+
+    Raises:
+        DataError: another name than a model's, a model is missing, or models differ in their seeds or queries; and as
+            `read_probes`.
+    """
+    by_name: dict[str, dict[int, Path]] = {}
+    for folder in folders:
+        settings = RunFolder(folder).settings()
+        by_name.setdefault(settings.name, {})[settings.seed] = folder
+    if set(by_name) != set(MODELS):
+        raise DataError(f"the probes are named {', '.join(sorted(by_name))}; the models are {', '.join(MODELS)}.")
+    seeds = {name: sorted(by_seed) for name, by_seed in by_name.items()}
+    if len({tuple(found) for found in seeds.values()}) > 1:
+        raise DataError(f"the models are compared seed by seed, but have other seeds each: {seeds}.")
+    models = {name: read_probes([by_name[name][seed] for seed in seeds[name]], MODE_MATRIX_FILE) for name in MODELS}
+    keys = {name: model.columns[0]["query_key"] for name, model in models.items()}
+    if any(not np.array_equal(found, keys["both"]) for found in keys.values()):
+        counts = {name: len(found) for name, found in keys.items()}
+        raise DataError(f"the models were probed on other queries ({counts}): use the same data.test_pairs and seed.")
+    return models
+
+
+def candidates_can_think(model: ProbedSeeds) -> NDArray[np.bool_]:
+    """Queries whose candidates are shown (N,): the ones that are words have no CoT in any mode."""
+    return (model.values("candidate_tokens/generative") > 0).all(0)
+
+
+def model_numbers(model: ProbedSeeds) -> dict[str, Any]:
+    """Quality and tokens of every cell, what each side thought, and the quality of each kind of query."""
+    shown_N = candidates_can_think(model)
+    sides = [side for metrics in model.metrics for side in metrics["candidates"].values() if side["tokens"] > 0]
+    counts = [side["candidates"] for side in sides]
     return {
-        "n_seeds": seeds.size[0],
-        "n_queries": seeds.size[1],
-        "groups": {
-            name: {
-                f"{query}/{candidate}": as_dict(
-                    bootstrap_over_seeds(np.asarray, seeds.values(f"hit/{query}/{candidate}")[:, rows_N])
-                )
-                for query, candidate in cells
-            }
-            for name, rows_N in seeds.groups().items()
+        "n_seeds": model.size[0],
+        "n_queries": model.size[1],
+        "n_queries_shown": int(shown_N.sum()),
+        "gate_trained_on": model.metrics[0]["gate_trained_on"],
+        "think_rate": {
+            "queries": float(model.values("think").mean()),
+            "candidates": float(np.average([side["think_rate"] for side in sides], weights=counts)),
         },
-        "queries": {"think_rate": float(seeds.values("think").mean()), "tokens": float(seeds.values("tokens").mean())},
-        "candidates": {
-            value: float(np.average([side[value] for side in candidates], weights=weights))
-            for value in ("tokens", "malformed_cot_rate", "think_rate")
+        "malformed_candidate_cots": float(np.average([side["malformed_cot_rate"] for side in sides], weights=counts)),
+        "all": {cell: cell_numbers(model, cell, np.full_like(shown_N, True)) for cell in CELLS},
+        "shown": {cell: cell_numbers(model, cell, shown_N) for cell in CELLS},
+        "kinds": {
+            kind: {cell: cell_numbers(model, cell, shown_N & rows_N)["hit@1"] for cell in UNGATED}
+            for kind, rows_N in model.groups().items()
+            if kind != "all"
         },
     }
 
 
-def claims_of(name: str, seeds: ProbedSeeds) -> list[Claim]:
-    """Whether a gated query may meet a candidate of either mode."""
-    alike_SN = seeds.values("hit/generative/generative")
-    crossed_SN = seeds.values("hit/generative/discriminative")
-    n_seeds, n_queries = seeds.size
+def cell_numbers(model: ProbedSeeds, cell: str, rows_N: NDArray[np.bool_]) -> dict[str, Any]:
+    """hit@1 of one pair of modes over some queries, and its CoT tokens per query and per candidate."""
+    query_mode, candidate_mode = cell.split("/")
+    per_query = float(model.values(f"tokens/{query_mode}")[:, rows_N].mean())
+    per_candidate = float(model.values(f"candidate_tokens/{candidate_mode}")[:, rows_N].mean())
+    return {
+        "hit@1": as_dict(bootstrap_over_seeds(np.asarray, model.values(f"hit/{cell}")[:, rows_N])),
+        "tokens_per_query": per_query,
+        "tokens_per_candidate": per_candidate,
+        "tokens_at_reuse": {str(reuse): per_query + per_candidate / reuse for reuse in REUSES},
+    }
+
+
+def claims_of(models: Mapping[str, ProbedSeeds]) -> list[Claim]:
+    """The comparisons, paired by seed and query."""
+    rows_N = candidates_can_think(models["both"])
+
+    def hits(model: str, cell: str) -> NDArray[np.float64]:
+        return models[model].values(f"hit/{cell}")[:, rows_N]
+
     return [
         judged(
-            f"{name}_generative_meets_discriminative",
-            f"{name}: generative queries lose at most half a point where candidates do not think",
-            paired_bootstrap_over_seeds(crossed_SN, alike_SN),
-            at_least=-HALF_A_POINT,
-            n_seeds=n_seeds,
-            n_queries=n_queries,
-        ),
-        judged(
-            f"{name}_thinking_candidates",
-            f"{name}: candidates that think are worth something to gated queries",
-            paired_bootstrap_over_seeds(
-                seeds.values("hit/adaptive/generative"), seeds.values("hit/adaptive/discriminative")
-            ),
-            at_least=0.0,
-            n_seeds=n_seeds,
-            n_queries=n_queries,
-        ),
+            id,
+            this.claim,
+            paired_bootstrap_over_seeds(hits(*this.first), hits(*this.second)),
+            at_least=this.at_least,
+            n_seeds=models["both"].size[0],
+            n_queries=int(rows_N.sum()),
+        )
+        for id, this in CLAIMS.items()
     ]
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """A matrix per model, from results.json."""
-    blocks = []
-    for name, model in results["models"].items():
-        cells = model["groups"]["all"]
-        rows = [[query, *(show(cells[f"{query}/{candidate}"]) for candidate in MODES)] for query in MODES]
+    """A matrix per model, the costs of what one would deploy, and the mixed cells by kind, from results.json."""
+    models = results["models"]
+    first = models["both"]
+    blocks = [
+        f"{first['n_seeds']} seeds x {first['n_queries_shown']:,} queries whose candidates are shown (of "
+        f"{first['n_queries']:,}; the others' are words, which do not think); hit@1 in per cent, 95 % intervals over "
+        "seeds and queries."
+    ]
+    for name, words in MODELS.items():
+        model = models[name]
+        rows = [[mode, *(show(model["shown"][f"{mode}/{other}"]["hit@1"]) for other in MODES)] for mode in MODES]
+        think_rate = model["think_rate"]
         blocks += [
-            f"**{name}**, {model['n_seeds']} seeds x {model['n_queries']:,} queries, hit@1 in per cent. The gate "
-            f"thinks on {100 * model['queries']['think_rate']:.1f} % of the queries and "
-            f"{100 * model['candidates']['think_rate']:.1f} % of the candidates; of the candidates' CoTs "
-            f"{100 * model['candidates']['malformed_cot_rate']:.1f} % do not close.",
+            f"**{words}.** The gate, trained on {_trained_on(model)}, thinks on {100 * think_rate['queries']:.1f} % of "
+            f"the queries and {100 * think_rate['candidates']:.1f} % of the candidates that are shown; of the "
+            f"CoTs that these can write {100 * model['malformed_candidate_cots']:.1f} % do not close.",
             markdown_table(["query mode, candidate mode", *MODES], rows),
         ]
+    costs = [[MODELS[name], cell.replace("/", ", "), *_costs(models[name]["shown"][cell])] for name, cell in DEPLOYED]
+    header = ["model", "query, candidate mode", "hit@1", "tokens a query", "a candidate"]
+    blocks += [
+        "CoT tokens: raw, then a query's with the index's shared out, r queries for each candidate of the index.",
+        markdown_table([*header, *(f"r = {reuse}" for reuse in REUSES)], costs, text_columns=2),
+    ]
+    by_kind = [
+        [MODELS[name], kind, *(show(cells[cell]) for cell in UNGATED)]
+        for name in ("both", "both_no_cross")
+        for kind, cells in models[name]["kinds"].items()
+    ]
+    blocks.append(markdown_table(["model", "kind", *(c.replace("/", ", ") for c in UNGATED)], by_kind, text_columns=2))
     return "\n\n".join(blocks)
+
+
+def _trained_on(model: Mapping[str, Any]) -> str:
+    return "queries alone" if model["gate_trained_on"] == "query" else "both sides"
+
+
+def _costs(cell: Mapping[str, Any]) -> list[str]:
+    tokens = (cell["tokens_per_query"], cell["tokens_per_candidate"], *cell["tokens_at_reuse"].values())
+    return [show(cell["hit@1"]), *(f"{value:.1f}" for value in tokens)]
+
+
+def draw(results: Mapping[str, Any]) -> Figure:
+    """hit@1 where the gate is left out, a bar for each model."""
+    with styled():
+        figure, axes = new_figure(6.2, 3.2)
+        width = 0.8 / len(MODELS)
+        for number, (name, color) in enumerate(zip(MODELS, ("never", "adaptive", "always"), strict=True)):
+            values = [results["models"][name]["shown"][cell]["hit@1"] for cell in UNGATED]
+            means, ends = np.array([value["mean"] for value in values]), np.array([value["ci95"] for value in values])
+            errors = np.maximum(0, [means - ends[:, 0], ends[:, 1] - means])
+            places = np.arange(len(UNGATED)) + (number - (len(MODELS) - 1) / 2) * width
+            label = MODELS[name]
+            axes.bar(places, means, width, yerr=errors, color=COLORS[color], label=label, error_kw={"linewidth": 0.8})
+        axes.set_xticks(range(len(UNGATED)), [_both_lines(*cell.split("/")) for cell in UNGATED])
+        axes.set_ylim(0, 1)
+        percent_axis(axes, "hit@1")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=len(MODELS))
+    return figure
+
+
+def _both_lines(query_mode: str, candidate_mode: str) -> str:
+    return f"query {query_mode},\ncandidate {candidate_mode}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    by_name: dict[str, list[Path]] = {}
-    for folder in parser.parse_args().runs:
-        by_name.setdefault(RunFolder(folder).settings().name, []).append(folder)
-    models = {name: read_probes(folders, MODE_MATRIX_FILE) for name, folders in by_name.items()}
-    claims = [claim for name, seeds in models.items() for claim in claims_of(name, seeds)]
-    write_study(FOLDER, {"models": {name: model_numbers(seeds) for name, seeds in models.items()}}, claims, table)
+    models = read_models(parser.parse_args().runs)
+    results = {"models": {name: model_numbers(model) for name, model in models.items()}}
+    write_study(FOLDER, results, claims_of(models), table)
+    save_figure(draw(results), FOLDER / "modes.svg")
 
 
 if __name__ == "__main__":

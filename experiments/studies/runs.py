@@ -110,3 +110,15 @@ def read_seed(folder: Path) -> SeedEvaluation:
         kind_N=decisions.kind_N[order_N],
         key_N=key_N[order_N],
     )
+
+
+def groups_of(seed: SeedEvaluation) -> dict[str, NDArray[np.bool_]]:
+    """The kinds of queries, those that need steps by how many."""
+    steps_N, many_N = seed.outcomes.steps, seed.kind_N == "steps"
+    groups = {
+        "direct": seed.kind_N == "direct",
+        "lookalike": seed.kind_N == "lookalike",
+        "1 to 3 steps": many_N & (steps_N >= 1) & (steps_N <= 3),
+        "4 and more steps": many_N & (steps_N >= 4),
+    }
+    return {name: rows_N for name, rows_N in groups.items() if rows_N.any()}

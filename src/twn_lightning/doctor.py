@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from twn_lightning.backbone.loading import NANO_ADAPTERS, NANO_FOLDER, choose_attention
+from twn_lightning.backbone.loading import choose_attention
+from twn_lightning.backbone.packaged import PACKAGED, adapters_command, pretraining_command
 from twn_lightning.backbone.parameters import SHAPES, LanguageModelShape, added_parameters
 from twn_lightning.environment import version_of
 from twn_lightning.settings import GateStageSettings, RLSettings, Settings
@@ -83,9 +84,10 @@ def devices() -> Iterator[Finding]:
 
 
 def assets() -> Iterator[Finding]:
-    """The packaged nano backbone and its trained adapters."""
-    yield _asset("nano backbone", NANO_FOLDER, "config.json", "python -m twn_lightning.data.nano.pretrain")
-    yield _asset("nano adapters", NANO_ADAPTERS, "queries.pt", "install the package again")
+    """The packaged backbones and their trained adapters."""
+    for name, folder in PACKAGED.items():
+        yield _asset(f"{name} backbone", folder, "model.safetensors", pretraining_command(name))
+        yield _asset(f"{name} adapters", folder / "adapters", "queries.pt", adapters_command(name))
 
 
 def _asset(name: str, folder: Path, witness: str, remedy: str) -> Finding:

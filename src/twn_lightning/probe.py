@@ -1,4 +1,4 @@
-"""Probes of trained adapters, from resolved settings into a run folder: CoTs, their prefixes, modes, gradients."""
+"""Probes of trained adapters, from resolved settings into a run folder: CoTs, modes, the gate, gradients."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from twn_lightning.data.sources import Split, get_source
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.cot_probe import probe_cots
 from twn_lightning.evaluation.encoders.twn import load_trained
+from twn_lightning.evaluation.gate_outcomes import record_gate_outcomes
 from twn_lightning.evaluation.mode_matrix import mode_matrix
 from twn_lightning.evaluation.prefix_outcomes import record_prefixes
 from twn_lightning.evaluation.probes import write_columns
@@ -26,8 +27,8 @@ from twn_lightning.stages.gradient_conflict import conflict_scores, loss_gradien
 
 Progress = Callable[[int], None]
 
-PREFIX_SPLITS: tuple[Split, ...] = ("gate", "calibration", "test")
-"""What `probe_prefixes` records: to learn from, to choose by, to report on."""
+RECORDED_SPLITS: tuple[Split, ...] = ("gate", "calibration", "test")
+"""What `probe_prefixes` and `probe_gate` record: to learn from, to choose by, to report on."""
 COT_PROBE_FILE, MODE_MATRIX_FILE = "cot_probe.parquet", "mode_matrix.parquet"
 SAME_FORWARD_PASS = ("kv_detached", "kv_joint")
 """Interfaces that differ in their gradients only: adapters of one can be measured under the other."""
@@ -117,7 +118,7 @@ def probe_prefixes(
         settings.model, settings.adapters.init_from, settings.gate.threshold, device
     )
     source = get_source(settings.data.source, settings.data)
-    for split in PREFIX_SPLITS:
+    for split in RECORDED_SPLITS:
         found = record_prefixes(
             backbone,
             source,
@@ -138,6 +139,45 @@ def probe_prefixes(
         "hit@1": found.hit_NP.mean(0).tolist(),
         "tokens_per_query": found.spent_NP.mean(0).tolist(),
     }
+    run.finish(scores)
+    return scores
+
+
+def probe_gate(
+    settings: Settings, run: RunFolder, *, device: str = "cpu", progress: Progress | None = None
+) -> dict[str, Any]:
+    """Record the gate's features and both modes' outcomes, on three splits: see `evaluation.gate_outcomes`.
+
+    Args:
+        settings: `adapters.init_from`, `gate`, `data` and `evaluation.batch_size` decide.
+        run: where gate_outcomes/<split>.npz and metrics.json go.
+        device: where the backbone goes.
+        progress: called with the number of queries done, after each batch.
+
+    Returns:
+        Of each split the number of queries, hit@1 without and with a CoT, and tokens per CoT; as in metrics.json.
+    """
+    backbone, _, _ = load_trained(settings.model, settings.adapters.init_from, device=device)
+    source = get_source(settings.data.source, settings.data)
+    scores: dict[str, Any] = _origin(backbone, settings)
+    for split in RECORDED_SPLITS:
+        found = record_gate_outcomes(
+            backbone,
+            source,
+            split,
+            getattr(settings.data, f"{split}_pairs"),
+            max_new_tokens=settings.data.max_new_tokens,
+            batch_size=settings.evaluation.batch_size,
+            gate_settings=settings.gate,
+            progress=progress,
+        )
+        found.write(run.path / "gate_outcomes" / f"{split}.npz")
+        scores[split] = {
+            "queries": len(found),
+            "never": float(found.hit_discriminative.mean()),
+            "always": float(found.hit_generative.mean()),
+            "tokens_per_cot": float(found.tokens.mean()),
+        }
     run.finish(scores)
     return scores
 

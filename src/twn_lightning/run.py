@@ -2,7 +2,7 @@
 
     outputs/<stage>/<name>/<time>/
       config.yaml  overrides.txt  env.json  status.json
-      metrics.jsonl  metrics.json  gate_decisions.parquet  rollouts.parquet
+      metrics.jsonl  metrics.json  gate_decisions.parquet  rollouts.parquet  held_out.parquet
       checkpoints/  adapters/  eval/<suite>/<run_key>/<task>/
 
 Whole files are replaced atomically (temporary file, fsync, rename), so a reader never sees half of one. Of several
@@ -75,6 +75,10 @@ class RunFolder:
     @property
     def rollouts(self) -> Path:
         return self.path / "rollouts.parquet"
+
+    @property
+    def held_out(self) -> Path:
+        return self.path / "held_out.parquet"
 
     @property
     def metrics_log(self) -> Path:

@@ -52,8 +52,7 @@ def test_every_experiment_composes_limited(experiment: str) -> None:
 @pytest.mark.parametrize("sweep", config.groups()["sweep"])
 def test_every_sweep_names_keys_that_exist(sweep: str) -> None:
     preset = yaml.safe_load((config.conf_dir() / "sweep" / f"{sweep}.yaml").read_text())
-    stage = "gate" if any(key.startswith("gate") for key in preset["hydra"]["sweeper"]["params"]) else "sft"
-    keys = set(flatten(settings_to_dict(config.load_settings([f"stage={stage}"]))))
+    keys = {key for stage in STAGES for key in flatten(settings_to_dict(config.load_settings([f"stage={stage}"])))}
     for key in preset["hydra"]["sweeper"]["params"]:
         assert key in config.groups() or any(k == key or k.startswith(f"{key}.") for k in keys)
 

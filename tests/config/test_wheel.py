@@ -29,11 +29,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+def files_of(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
 def test_brings_configs_and_assets(installed: Path) -> None:
     package = installed / "twn_lightning"
     configs = {path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml")}
     assert {path.relative_to(package / "conf") for path in (package / "conf").rglob("*.yaml")} == configs
-    assert (package / "assets" / "nano" / "digits.npz").is_file()
+    assert files_of(package / "assets") == files_of(REPOSITORY / "src" / "twn_lightning" / "assets")
     assert (package / "reporting" / "summary.schema.json").is_file()
     assert (package / "py.typed").is_file()
 

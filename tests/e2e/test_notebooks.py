@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from matplotlib import pyplot as plt
 
-from twn_lightning.backbone.loading import NANO_ADAPTERS
+from twn_lightning.backbone.packaged import PACKAGED
 from twn_lightning.evaluate import evaluate
 from twn_lightning.run import RunFolder
 from twn_lightning.settings import DataSettings, EvaluationSettings, Settings
@@ -57,10 +57,9 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def test_the_adapters_that_the_notebooks_load_are_packaged() -> None:
     needed = ("reasoning", "embedding", "queries.pt", "gate_mlp.pt", "twn_config.json")
-    missing = [name for name in needed if not (NANO_ADAPTERS / name).exists()]
-    assert not missing, (
-        f"{NANO_ADAPTERS} lacks {missing}: the package ships trained adapters, and notebook 01 needs them"
-    )
+    adapters = PACKAGED["nano"] / "adapters"
+    missing = [name for name in needed if not (adapters / name).exists()]
+    assert not missing, f"{adapters} lacks {missing}: the package ships trained adapters, and notebook 01 needs them"
 
 
 def test_quickstart_shows_a_cot_and_candidates(capsys: pytest.CaptureFixture[str]) -> None:

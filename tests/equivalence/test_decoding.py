@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from twn_lightning.backbone.decoding import StopText, decode_cots
+from twn_lightning.backbone.decoding import decode_cots
+from twn_lightning.backbone.decoding_rows import TokenRules
 from twn_lightning.backbone.encoding import encode
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -76,7 +77,7 @@ def test_rows_that_end_at_different_steps_leave_the_batch_and_come_back_in_order
     expected = [s if t else [] for s, t in zip(scripts, texts, strict=True)]
     prompts = processor(items)
     state = backbone.reason(prompts)
-    _script_logits(backbone, monkeypatch, scripts, len(items))
+    _script_choices(monkeypatch, scripts)
     decoded = decode_cots(backbone, state, max_new_tokens=40)
     found = [row[mask.bool()].tolist() for row, mask in zip(decoded.cots.ids_BT, decoded.cots.mask_BT, strict=True)]
     assert found == expected
@@ -86,26 +87,15 @@ def test_rows_that_end_at_different_steps_leave_the_batch_and_come_back_in_order
     torch.testing.assert_close(grown, backbone.embed(backbone.reason(prompts, decoded.cots)).generative_BD, **CLOSE)
 
 
-def _script_logits(backbone, monkeypatch, scripts, rows):
-    """Make the head say what each row's script says next, keeping everything else real."""
-    from twn_lightning.backbone import decoding
+def _script_choices(monkeypatch, scripts):
+    """Make each row say what its script says next, keeping everything else real."""
 
-    live, step = list(range(rows)), 0
-    drop = decoding._Run.drop_finished
+    def choose(self, logits_AV, rows, noise_BV):
+        positions = zip(rows.numbers_A.tolist(), rows.lengths_A.tolist(), strict=True)
+        ids = torch.tensor([(scripts[row] + [0])[length] for row, length in positions])
+        return ids, torch.zeros(len(ids))
 
-    def choose(logits, banned, temperature, generator):
-        nonlocal step
-        ids = torch.tensor([(scripts[r] + [0] * 50)[step] for r in live])
-        step += 1
-        return ids, torch.zeros(len(live))
-
-    def drop_and_note(self, hidden):
-        hidden = drop(self, hidden)
-        live[:] = self.rows_A.tolist()
-        return hidden
-
-    monkeypatch.setattr(decoding, "_choose", choose)
-    monkeypatch.setattr(decoding._Run, "drop_finished", drop_and_note)
+    monkeypatch.setattr(TokenRules, "choose", choose)
 
 
 @torch.no_grad()
@@ -117,14 +107,3 @@ def test_batch_composition_does_not_matter(build, items, mode):
         parts = encode(backbone, items, mode, max_new_tokens=8, batch_size=batch_size)
         torch.testing.assert_close(parts.embedding_ND, whole.embedding_ND, **CLOSE)
         assert parts.cot_texts == whole.cot_texts
-
-
-def test_stop_text_knows_which_tokens_can_complete_the_tag(build):
-    tokenizer = build().processor.tokenizer
-    stop = StopText(tokenizer, len(tokenizer) + 3)
-    ids = tokenizer("<answer>x</answer>.")["input_ids"]
-    assert len(tokenizer("</answer>")["input_ids"]) > 1
-    assert stop.kinds_V[ids[-1]] == StopText.PERHAPS, "the closing > has merged with the full stop"
-    assert stop.completed_by(ids[-stop.window :])
-    assert not stop.completed_by(tokenizer("<answer>.")["input_ids"])
-    assert stop.kinds_V[tokenizer("x")["input_ids"][0]] == StopText.NEVER

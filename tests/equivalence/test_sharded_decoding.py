@@ -6,13 +6,15 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from twn_lightning.backbone import decoding
+from twn_lightning.backbone.decoding import decode_cots
+from twn_lightning.backbone.decoding_rows import TokenRules
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.backbone.early_exit import ExitRule
 from twn_lightning.backbone.encoding import encode
@@ -38,10 +40,11 @@ LEAVE = ExitRule(2.0, stride=1, patience=4)
 
 def _decode(row: int, shard: bool, exit_rule: ExitRule | None = None) -> torch.Tensor:
     backbone = _backbone(shard)
-    decoding._choose = _end_after(2 if row else 6, decoding._choose, backbone.processor.eot_id)
-    with torch.no_grad():
+    end = _end_after(2 if row else 6, TokenRules.choose, backbone.processor.eot_id)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TokenRules, "choose", end)
         state = backbone.reason(backbone.processor([Item("a", "Find", "x" * (row + 1))]))
-        decoded = decoding.decode_cots(backbone, state, max_new_tokens=8, exit_rule=exit_rule)
+        decoded = decode_cots(backbone, state, max_new_tokens=8, exit_rule=exit_rule)
         return torch.cat([decoded.cots.ids_BT[0].float(), backbone.embed(decoded.state).generative_BD[0]])
 
 
@@ -70,22 +73,17 @@ def _rank(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     adaptive = _encode_adaptively(rank, shard=True)
-    choose = decoding._choose
     decoded = _decode(rank, shard=True)
-    decoding._choose = choose
     left = _decode(rank, shard=True, exit_rule=LEAVE)
     torch.save({"decoded": decoded, "left": left, "adaptive": adaptive}, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
-def test_ranks_step_in_lockstep(tmp_path, monkeypatch):
+def test_ranks_step_in_lockstep(tmp_path):
     mp.spawn(_rank, (str(tmp_path),), nprocs=2)
-    choose = decoding._choose
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
-        monkeypatch.setattr(decoding, "_choose", choose)
         torch.testing.assert_close(found["adaptive"], _encode_adaptively(rank, shard=False), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found["decoded"], _decode(rank, shard=False), atol=1e-5, rtol=1e-4)
-        monkeypatch.setattr(decoding, "_choose", choose)
         torch.testing.assert_close(found["left"], _decode(rank, False, LEAVE), atol=1e-5, rtol=1e-4)
         assert len(found["decoded"]) - len(found["left"]) == (0 if rank else 2)

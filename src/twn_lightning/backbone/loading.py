@@ -1,4 +1,4 @@
-"""Backbones by name: the packaged `nano`, the random `tiny`, Qwen3-VL from the hub or a local folder."""
+"""Backbones by name: the packaged `nano` and `micro`, the random `tiny`, Qwen3-VL from the hub or a local folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.packaged import PACKAGED, packaged_adapters, packaged_backbone
 from twn_lightning.backbone.processor import PromptProcessor
 from twn_lightning.backbone.tiny import build_tiny
-from twn_lightning.backbone.vision import PACKED_ATTENTION, pack_vision_attention, project_patches_linearly
+from twn_lightning.backbone.vision import pack_vision_attention, project_patches_linearly
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.settings import AdapterSettings, InterfaceSettings, ModelSettings
 
@@ -24,8 +25,6 @@ HUB_IDS = {
     "qwen3vl_4b": "Qwen/Qwen3-VL-4B-Instruct",
     "qwen3vl_8b": "Qwen/Qwen3-VL-8B-Instruct",
 }
-NANO_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "nano"
-NANO_ADAPTERS = NANO_FOLDER / "adapters"
 
 
 def load_backbone(
@@ -38,8 +37,8 @@ def load_backbone(
 
     Args:
         model: which backbone, from where, in which dtype.
-        adapters: ranks, arrangement, prefix, queries; `init_from` names an adapter folder, or `nano` for the
-            packaged one.
+        adapters: ranks, arrangement, prefix, queries; `init_from` names an adapter folder, or a packaged
+            backbone for its own.
         interface: what pass E sees.
         device: where to put it.
 
@@ -59,7 +58,7 @@ def load_backbone(
         origin = _origin(model)
         transformer = _load_weights(model, origin, attention, device)
         processor = load_processor(model)
-    if attention["vision_config"] == "sdpa":
+    if attention["vision_config"] == "sdpa" and model.attention == "auto":
         pack_vision_attention(transformer.model.visual)
     project_patches_linearly(transformer.model.visual)
     backbone = DualLoRABackbone(transformer, processor, adapters, interface, name=model.name)
@@ -71,9 +70,13 @@ def load_backbone(
 
 
 def adapters_folder(name: str | Path) -> Path:
-    """A folder of adapters: `nano` is the packaged one, else a path; a run folder means its `adapters` folder."""
-    if str(name) == "nano":
-        return NANO_ADAPTERS
+    """A folder of adapters: of a packaged backbone by its name, else a path; a run folder means its `adapters` folder.
+
+    Raises:
+        ConfigError: a packaged backbone that comes without adapters.
+    """
+    if str(name) in PACKAGED:
+        return packaged_adapters(str(name))
     path = Path(name).expanduser()
     inner = path / "adapters"
     return inner if inner.is_dir() and not (path / "queries.pt").exists() else path
@@ -102,20 +105,15 @@ def choose_attention(wanted: str, device: torch.device) -> dict[str, str]:
 
 
 def _origin(model: ModelSettings) -> str:
-    """Where the weights come from: a given folder, the packaged one, or a hub id."""
+    """Where the weights come from: a given folder, a packaged one, or a hub id."""
     if model.path:
         if not Path(model.path, "config.json").is_file():
             raise ConfigError(f"model.path={model.path}: no config.json there; give a folder in Hugging Face layout")
         return model.path
-    if model.name == "nano":
-        if not (NANO_FOLDER / "config.json").is_file():
-            raise ConfigError(
-                f"the packaged nano backbone is missing from {NANO_FOLDER}: reinstall the package, or make it with "
-                "`python -m twn_lightning.data.nano.pretrain`"
-            )
-        return str(NANO_FOLDER)
+    if model.name in PACKAGED:
+        return str(packaged_backbone(model.name))
     if model.name not in HUB_IDS:
-        raise ConfigError(unknown_name("backbone", model.name, ["nano", "tiny", *HUB_IDS]))
+        raise ConfigError(unknown_name("backbone", model.name, [*PACKAGED, "tiny", *HUB_IDS]))
     return HUB_IDS[model.name]
 
 
@@ -181,7 +179,7 @@ def _nf4(device: torch.device) -> Any:
 
 def _report(backbone: DualLoRABackbone, origin: str, attention: dict[str, str], device: torch.device) -> None:
     counts, towers = backbone.added_parameters(), backbone.adapters.modules_per_tower
-    vision = PACKED_ATTENTION if attention["vision_config"] == "sdpa" else attention["vision_config"]
+    vision: Any = backbone.model.model.visual  # type: ignore[union-attr]
     log.info(
         "backbone %s from %s on %s: language attention %s, vision attention %s; LoRA on %d language and %d vision "
         "linears; %s parameters added, %.2f %% of the language model",
@@ -189,7 +187,7 @@ def _report(backbone: DualLoRABackbone, origin: str, attention: dict[str, str], 
         origin,
         device,
         attention["text_config"],
-        vision,
+        vision.config._attn_implementation,
         towers["language"],
         towers["vision"],
         f"{counts['added']:,}",

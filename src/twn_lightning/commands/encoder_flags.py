@@ -13,6 +13,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from twn_lightning import config
 from twn_lightning.backbone.layout import read_config
 from twn_lightning.backbone.loading import adapters_folder
+from twn_lightning.backbone.packaged import PACKAGED, default_adapters
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.evaluation.encoders import ENCODERS, Encoder, get_encoder
 from twn_lightning.evaluation.encoders.twn import TWNEncoder
@@ -21,7 +22,7 @@ from twn_lightning.types import EmbeddingMode, Side
 
 _DEFAULTS: dict[str, Any] = {"encoder": "twn", "batch_size": 64}
 NANO_TOKENS, REAL_TOKENS = 64, 512
-"""Caps of a CoT: the packaged backbone's are short."""
+"""Caps of a CoT: those of the packaged backbones are short."""
 _COUNTS = ("batch_size", "max_frames", "max_pixels", "max_new_tokens")
 _REMEMBERED = ("encoder", "adapters", "model", "model_path", "dtype", "threshold", *_COUNTS)
 
@@ -30,14 +31,14 @@ def add_encoder_flags(options: argparse.ArgumentParser) -> None:
     """Add the flags; all default to None, so that what an index remembers can take their place."""
     group = options.add_argument_group("encoder")
     group.add_argument("--encoder", help=f"one of {', '.join(ENCODERS)} (default twn)")
-    group.add_argument("--adapters", help="a run's adapters folder, or nano: the packaged ones (default)")
+    group.add_argument("--adapters", help="a run's adapters folder, or a packaged backbone: its own (default nano)")
     group.add_argument("--model", help="the backbone's name (default: what the adapters were trained on)")
     group.add_argument("--model-path", help="a local folder with the backbone's weights")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the model's own setting")
     group.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     group.add_argument("--max-frames", type=int, help="frames taken of a video (default: the model's own setting)")
     group.add_argument("--max-pixels", type=int, help="pixels of an image or a frame, at most")
-    group.add_argument("--max-new-tokens", type=int, help="cap of a CoT (default 64 on nano and tiny, else 512)")
+    group.add_argument("--max-new-tokens", type=int, help="cap of a CoT (default 64 on nano, micro and tiny, else 512)")
     group.add_argument("--threshold", type=float, help="think iff probability > this (default: as calibrated)")
     group.add_argument("--batch-size", type=int, help="inputs encoded and written together (default 64)")
 
@@ -66,10 +67,10 @@ def load_encoder(
         raise ConfigError(f"--encoder: {unknown_name('encoder', values['encoder'], ENCODERS)}")
     _check_numbers(values)
     for name in ("adapters", "model_path"):
-        if name in given and given[name] != "nano":
+        if name in given and given[name] not in PACKAGED:
             values[name] = str(Path(given[name]).expanduser().resolve())
     model = _model_settings(values)
-    short = model.name in ("nano", "tiny")
+    short = model.name in (*PACKAGED, "tiny")
     values.setdefault("max_new_tokens", NANO_TOKENS if short else REAL_TOKENS)
     encoder = get_encoder(
         values["encoder"],
@@ -113,7 +114,7 @@ def _check_numbers(values: dict[str, Any]) -> None:
 def _model_settings(values: dict[str, Any]) -> ModelSettings:
     name = values.get("model")
     if values["encoder"] == "twn":
-        values.setdefault("adapters", "nano")
+        values.setdefault("adapters", default_adapters(name))
         name = name or read_config(adapters_folder(values["adapters"]))["backbone"]["name"]
         settings = config.load_settings([f"model={name}"]).model
     elif name or values.get("model_path"):

@@ -1,10 +1,11 @@
-"""`twn probe`: what is behind the scores of trained adapters: CoTs, modes of the two sides, gradients."""
+"""`twn probe`: what is behind the scores of trained adapters: CoTs, modes of the two sides, the gate, gradients."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,7 +16,15 @@ from twn_lightning import config
 from twn_lightning.commands import parser
 from twn_lightning.commands.tables import table_console
 from twn_lightning.errors import ConfigError
-from twn_lightning.probe import PREFIX_SPLITS, probe_cot, probe_gradients, probe_modes, probe_prefixes
+from twn_lightning.evaluation.mode_matrix import REUSES
+from twn_lightning.probe import (
+    RECORDED_SPLITS,
+    probe_cot,
+    probe_gate,
+    probe_gradients,
+    probe_modes,
+    probe_prefixes,
+)
 from twn_lightning.run import recorded, run_folder_for
 from twn_lightning.settings import Settings
 from twn_lightning.train import device_for
@@ -27,10 +36,12 @@ def main(arguments: list[str]) -> None:
     options = parser(
         "probe",
         "cot: does the chain of thought matter? prefixes: what do its first tokens give? modes: query modes against "
-        "candidate modes. gradients: do the two losses of stage 1 conflict on the weights they share?",
+        "candidate modes. gate: what can a gate learn from? gradients: do the two losses of stage 1 conflict on the "
+        "weights they share?",
         """twn probe cot adapters.init_from=outputs/gate/nano_gate/RUN/adapters data.test_pairs=2000
         twn probe prefixes adapters.init_from=outputs/gate/nano_gate/RUN/adapters --stride 4
         twn probe modes adapters.init_from=outputs/gate/nano_gate/RUN/adapters
+        twn probe gate data=mmeb_nano adapters.init_from=outputs/sft/mmeb_nano_sft/RUN/adapters
         twn probe gradients adapters.init_from=outputs/sft/nano_kv_joint/RUN/adapters interface=kv_joint --batches 50
         twn probe gradients experiment=nano_shared interface=kv_joint     (fresh adapters)""",
     )
@@ -91,10 +102,25 @@ def _prefix_table(scores: Mapping[str, Any]) -> Table:
 
 
 def _mode_table(scores: Mapping[str, Any]) -> Table:
-    modes = [mode.value for mode in EmbeddingMode if f"{mode.value}/{mode.value}" in scores["all"]]
-    table = _table("Query \\ candidate", *modes)
-    for query in modes:
-        table.add_row(query, *(_percent(scores["all"][f"{query}/{candidate}"]["hit@1"]) for candidate in modes))
+    """A row per pair of modes."""
+    table = _table("Query, candidate", "hit@1", "Tokens a query", "A candidate", *(f"At {reuse} x" for reuse in REUSES))
+    table.caption = "At r x: tokens a query with those of the index shared out, r queries per candidate of the index."
+    for query, candidate in product((mode.value for mode in EmbeddingMode), repeat=2):
+        found = scores["all"].get(f"{query}/{candidate}")
+        if found is not None:
+            costs = (found["tokens_per_query"], found["tokens_per_candidate"], *found["tokens_at_reuse"].values())
+            table.add_row(f"{query}, {candidate}", _percent(found["hit@1"]), *(f"{cost:.1f}" for cost in costs))
+    if scores["gate_trained_on"] == "query":
+        table.caption += "\nThe gate was trained on queries: on candidates it decides by what it learnt there."
+    return table
+
+
+def _gate_table(scores: Mapping[str, Any]) -> Table:
+    table = _table("Split", "Queries", "Never", "Always", "Tokens a CoT")
+    for split in RECORDED_SPLITS:
+        found = scores[split]
+        never, always = (f"{100 * found[name]:.1f}" for name in ("never", "always"))
+        table.add_row(split, str(found["queries"]), never, always, f"{found['tokens_per_cot']:.1f}")
     return table
 
 
@@ -119,6 +145,10 @@ def _percent(interval: Mapping[str, Any]) -> str:
     return f"{100 * interval['mean']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def _recorded_pairs(settings: Settings, _: argparse.Namespace) -> int:
+    return sum(getattr(settings.data, f"{split}_pairs") for split in RECORDED_SPLITS)
+
+
 @dataclass(frozen=True)
 class _Probe:
     """How the verb runs a probe and shows what it found."""
@@ -134,13 +164,9 @@ class _Probe:
 
 PROBES = {
     "cot": _Probe(probe_cot, _cot_table, lambda settings, _: settings.data.test_pairs),
-    "prefixes": _Probe(
-        probe_prefixes,
-        _prefix_table,
-        lambda settings, _: sum(getattr(settings.data, f"{split}_pairs") for split in PREFIX_SPLITS),
-        flags=("stride",),
-    ),
+    "prefixes": _Probe(probe_prefixes, _prefix_table, _recorded_pairs, flags=("stride",)),
     "modes": _Probe(probe_modes, _mode_table, lambda settings, _: settings.data.test_pairs),
+    "gate": _Probe(probe_gate, _gate_table, _recorded_pairs),
     "gradients": _Probe(
         probe_gradients, _gradient_table, lambda _, chosen: int(chosen.batches), unit="batches", flags=("batches",)
     ),

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from twn_lightning.backbone.decoding import StopText, decode_cots
+from twn_lightning.backbone.decoding import decode_cots
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.stop_text import StopText
 from twn_lightning.data.corpus import normalise_cot
 from twn_lightning.data.sources import PairSource, Split
 from twn_lightning.errors import DataError

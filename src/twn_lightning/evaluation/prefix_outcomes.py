@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from twn_lightning.backbone.prefixes import prefix_embeddings
 from twn_lightning.data.sources import PairSource, Split
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.probes import evaluating, probed_pairs, query_columns, task_corpora
+from twn_lightning.evaluation.recorded_arrays import RecordedArrays
 from twn_lightning.evaluation.suite import encode_candidates
 from twn_lightning.gate import RoutingGate, outcome_losses
 from twn_lightning.settings import GateSettings
@@ -29,13 +29,9 @@ from twn_lightning.types import Item, Pair
 
 
 @dataclass
-class PrefixOutcomes:
+class PrefixOutcomes(RecordedArrays):
     """One row per query, one column per cut; arrays of equal length (N, ...)."""
 
-    query_key: np.ndarray
-    task: np.ndarray
-    kind: np.ndarray
-    steps: np.ndarray
     cuts_P: np.ndarray
     """CoT tokens read, rising: 0 first, the cap last."""
     hit_NP: np.ndarray
@@ -50,9 +46,6 @@ class PrefixOutcomes:
     """The gate's, NaN without one."""
     features_NF: np.ndarray
     """The gate's."""
-
-    def __len__(self) -> int:
-        return len(self.tokens_N)
 
     @property
     def spent_NP(self) -> np.ndarray:
@@ -69,20 +62,6 @@ class PrefixOutcomes:
         if len(found) == 0:
             raise DataError(f"no embedding after {tokens} tokens was recorded, only after {self.cuts_P.tolist()}")
         return int(found[0])
-
-    def write(self, path: Path) -> None:
-        """Write all arrays, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **vars(self))
-        temporary.replace(path)
-
-    @classmethod
-    def read(cls, path: Path) -> PrefixOutcomes:
-        """What `write` wrote."""
-        with np.load(path) as arrays:
-            return cls(**{name: arrays[name] for name in arrays.files})
 
 
 def cuts_up_to(cap: int, stride: int) -> list[int]:

@@ -12,6 +12,7 @@ from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.backbone.loading import adapters_folder
 from twn_lightning.data.datamodule import TWNDataModule
 from twn_lightning.errors import ConfigError, unknown_name
+from twn_lightning.evaluation.encoders.twn import saved_threshold
 from twn_lightning.gate import RoutingGate
 from twn_lightning.run import RunFolder
 from twn_lightning.settings import Settings
@@ -53,7 +54,8 @@ def build_stage(
         backbone: with the adapters the stage starts from.
         run_folder: where the run writes.
         data: the run's pairs; by default those of `settings.data`.
-        gate: a trained gate to carry along; by default the one beside `adapters.init_from`, where there is one.
+        gate: a trained gate to carry along; by default the one beside `adapters.init_from`, where there is one,
+            with its threshold.
 
     Raises:
         ConfigError: an unknown stage.
@@ -62,7 +64,12 @@ def build_stage(
     if name not in STAGES:
         raise ConfigError(f"stage: {unknown_name('stage', name, STAGES)}")
     data = data or TWNDataModule(settings, backbone.processor)
+    threshold = settings.gate.threshold
     if gate is None and settings.adapters.init_from and name != "gate":
-        state = backbone.load_adapters(adapters_folder(settings.adapters.init_from))
+        folder = adapters_folder(settings.adapters.init_from)
+        state = backbone.load_adapters(folder)
         gate = None if state is None else RoutingGate.from_state(state)
-    return STAGES[name](settings, backbone, run_folder, data, gate)
+        threshold = saved_threshold(folder, threshold)
+    stage = STAGES[name](settings, backbone, run_folder, data, gate)
+    stage.threshold = threshold
+    return stage

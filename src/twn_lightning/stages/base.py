@@ -105,6 +105,12 @@ class TWNStage(LightningModule, ABC):
         """Training batches between validations."""
         return self.settings.trainer.val_every_steps
 
+    @property
+    def steps_done(self) -> int:
+        """Training batches that are complete; 0 in the validation before the first one."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return 0 if self.trainer.sanity_checking else progress.processed
+
     # --- Lightning ---------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -171,8 +177,7 @@ class TWNStage(LightningModule, ABC):
         if not self.before:
             self.before = values
         self.after = values
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        self.record(values, 0 if self.trainer.sanity_checking else progress.processed)
+        self.record(values, self.steps_done)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Lightning's, behind a check that the loss is finite."""

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from twn_lightning.backbone.interface import ReasonerState
-from twn_lightning.objectives import CombinedContrastiveOutput, gather_positive_rows, gather_with_local_gradient
+from twn_lightning.objectives import (
+    CombinedContrastiveOutput,
+    RandomState,
+    gather_positive_rows,
+    gather_with_local_gradient,
+)
 from twn_lightning.strategy import gather_objects
 from twn_lightning.types import ContrastiveBatch, CotBatch, PromptBatch
 
@@ -27,9 +32,13 @@ class Chunk:
     prompts: PromptBatch
     cots: CotBatch | None
     state: ReasonerState | None = None
-    """What pass R left of it, without graph; None until then."""
+    """What pass R left of it, without graph; None until then, and where its cache does not stay in memory."""
     read_B: Tensor | None = None
     """CoT tokens of each row that pass E reads; None: all."""
+    first_embeddings: Representations = ()
+    """Without graph, where the cache does not stay: pass E reads it once before it goes, and again after pass R."""
+    random_state: RandomState | None = None
+    """As pass R met it, for the same dropout in that second reading."""
 
 
 @dataclass

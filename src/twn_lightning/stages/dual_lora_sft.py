@@ -19,6 +19,7 @@ from twn_lightning.backbone.interface import ReasonerState, cot_targets
 from twn_lightning.backbone.prefixes import cut_cots
 from twn_lightning.objectives import (
     CombinedContrastiveOutput,
+    RandomState,
     combined_contrastive,
     cot_cross_entropy,
     gather_with_local_gradient,
@@ -26,6 +27,7 @@ from twn_lightning.objectives import (
 )
 from twn_lightning.settings import SFTSettings
 from twn_lightning.stages.base import TWNStage
+from twn_lightning.stages.cache_memory import CacheMemory
 from twn_lightning.stages.contrast import (
     Chunk,
     Labels,
@@ -159,19 +161,49 @@ class DualLoRASFT(TWNStage):
         return cot_targets(cots, self.backbone.processor.eot_id)
 
     def learn_cots(self, chunks: Sequence[Chunk], num_tokens: Tensor) -> float:
-        """Pass R; each chunk's share of L_CE goes backward at once, its cache stays without graph."""
+        """Pass R; each chunk's share of L_CE goes backward at once, its cache stays without graph where it fits."""
         total = torch.zeros((), device=self.device)
+        memory = self.cache_memory()
         for chunk in chunks:
+            held, chunk.random_state = memory.held(), RandomState.capture()
             if chunk.cots is None:
                 with torch.no_grad():
-                    chunk.state = self.backbone.reason(chunk.prompts)
-                continue
-            state = self.backbone.reason(chunk.prompts, chunk.cots, want_logits=True)
-            loss = self.cot_loss(state, num_tokens)
-            self.manual_backward(self.stage.cot_weight * loss)
-            chunk.state = replace(state.detach(), cot_logits_BTV=None)
-            total += loss.detach()
+                    state = self.backbone.reason(chunk.prompts)
+            else:
+                state = self.backbone.reason(chunk.prompts, chunk.cots, want_logits=True)
+                loss = self.cot_loss(state, num_tokens)
+                memory.note_pass(held)
+                self.manual_backward(self.stage.cot_weight * loss)
+                total += loss.detach()
+            self.keep(chunk, replace(state.detach(), cot_logits_BTV=None), memory)
         return average_over_ranks(total)
+
+    def cache_memory(self) -> CacheMemory:
+        return CacheMemory(self.device)
+
+    def keep(self, chunk: Chunk, state: ReasonerState, memory: CacheMemory) -> None:
+        """Keep a chunk's state for pass E; where its cache does not fit, the embeddings that the loss will ask for."""
+        if self._phase == "cot":
+            return
+        if self.backbone.interface.name == "reencode":
+            chunk.state = replace(state, layers=[])  # pass E reads tokens
+        elif memory.has_room():
+            chunk.state = state
+        else:
+            with torch.no_grad():
+                chunk.first_embeddings = self.embed_chunk(chunk.is_query, state, chunk.read_B)
+
+    def embed_kept(self, chunk: Chunk) -> Representations:
+        """Pass E over a chunk's cache; pass R reads again, with the same dropout, where that is gone."""
+        if chunk.state is not None:
+            return self.embed_chunk(chunk.is_query, chunk.state, chunk.read_B)
+        if not torch.is_grad_enabled():
+            return chunk.first_embeddings
+        assert chunk.random_state is not None
+        with chunk.random_state.replayed():
+            with torch.no_grad():
+                state = self.backbone.reason(chunk.prompts, chunk.cots)
+            return self.embed_chunk(chunk.is_query, state, chunk.read_B)
 
     def cot_loss(self, state: ReasonerState, num_tokens: Tensor) -> Tensor:
         """A chunk's share of L_CE."""
@@ -182,7 +214,7 @@ class DualLoRASFT(TWNStage):
     # --- pass E ------------------------------------------------------------------------------------------------------
 
     def learn_embeddings(self, chunks: Sequence[Chunk], labels: Labels, at_once: bool = False) -> dict[str, Any]:
-        """Pass E over the kept caches, with cached representations where there are several chunks.
+        """Pass E over the chunks' caches, with cached representations where there are several chunks.
 
         Args:
             chunks: with their states.
@@ -192,8 +224,7 @@ class DualLoRASFT(TWNStage):
         found: list[CombinedContrastiveOutput] = []
 
         def encode(group: Sequence[Chunk]) -> Representations:
-            parts = [self.embed_chunk(c.is_query, cast(ReasonerState, c.state), c.read_B) for c in group]
-            return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            return tuple(torch.cat(tensors) for tensors in zip(*map(self.embed_kept, group), strict=True))
 
         def loss(representations: Representations) -> Tensor:
             found.append(self.contrast(representations, labels))

@@ -37,7 +37,7 @@ from twn_lightning.stages.rewards import HeldOutRewards, RewardTerms, TargetPool
 from twn_lightning.stages.rollouts import (
     CompletionChunk,
     ScoredRollout,
-    append_rollouts,
+    append_rows,
     completion_chunks,
     rollout_rows,
 )
@@ -102,8 +102,8 @@ class EmbeddingGuidedRL(TWNStage):
         self.backbone.eval()  # dropout would tell the policy from its own sampler
         scored = self.roll_out(batch, step)
         if rank() == 0 and (step % self.validation_interval == 0 or step + 1 == self.total_steps):
-            rows = rollout_rows(step + 1, batch.pairs[:RECORDED_PROMPTS], scored)
-            append_rollouts(self.run_folder.rollouts, rows)
+            rows = rollout_rows(batch.pairs[:RECORDED_PROMPTS], scored)
+            append_rows(self.run_folder.rollouts, step + 1, rows)
         num_tokens = int(sum_over_ranks(scored.rollout.cots.mask_BT.sum(), self.device))
         if num_tokens == 0:
             raise NumericalError("every completion is empty: the policy ends its turn at the first token.")
@@ -239,6 +239,8 @@ class EmbeddingGuidedRL(TWNStage):
 
     def validate(self) -> dict[str, float]:
         records = self.held_out.measure(self.backbone)
+        if rank() == 0:
+            append_rows(self.run_folder.held_out, self.steps_done, records)
         self.rewards_after = [record.reward for record in records]
         self.rewards_before = self.rewards_before or self.rewards_after
         malformed = float(np.mean([record.malformed for record in records]))

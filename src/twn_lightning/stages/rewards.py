@@ -161,9 +161,15 @@ def _identity(item: Item) -> set[str]:
 
 @dataclass(frozen=True)
 class HeldOutReward:
-    """One validation query: the reward of its greedy CoT, and what retrieval made of it."""
+    """One validation query: the reward of its greedy CoT with its terms, and what retrieval made of it."""
 
+    task: str
+    query_key: str
+    steps: int | None
     reward: float
+    reward_format: float
+    reward_rank: float
+    reward_gap: float
     hit_discriminative: float
     hit_generative: float
     tokens: int
@@ -219,8 +225,10 @@ class HeldOutRewards:
                 hit_at_k((queries_ND.float() @ candidates_CD.float().T).numpy(), positive_N.numpy()).tolist()
                 for queries_ND in (found.discriminative_ND, found.embedding_ND)
             ]
-            columns = (terms.reward.tolist(), *hits, found.tokens_N.tolist(), found.malformed_N.tolist())
-            records |= {row: HeldOutReward(*values) for row, *values in zip(rows, *columns, strict=True)}
+            rewards = [value.tolist() for value in vars(terms).values()]
+            columns = (*rewards, *hits, found.tokens_N.tolist(), found.malformed_N.tolist())
+            for row, *values in zip(rows, *columns, strict=True):
+                records[row] = HeldOutReward(task, pairs[row].query.key, pairs[row].steps, *values)
         return [records[row] for row in range(len(pairs))]
 
     def _hash_of(self, task: str, candidates: Sequence[Item]) -> Tensor:

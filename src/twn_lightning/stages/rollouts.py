@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from twn_lightning.stages.rewards import RewardTerms
+from twn_lightning.stages.rewards import HeldOutReward, RewardTerms
 from twn_lightning.strategy import sum_over_ranks
 from twn_lightning.types import CotBatch, Pair, PromptBatch, Rollout
 
@@ -88,8 +88,6 @@ def completion_chunks(
 class RolloutRow:
     """One completion, as `rollouts.parquet` keeps it."""
 
-    step: int
-    """Training batches done, this one included, as in metrics.jsonl."""
     task: str
     query_key: str
     query_text: str
@@ -104,7 +102,7 @@ class RolloutRow:
     closed: bool
 
 
-def rollout_rows(step: int, pairs: Sequence[Pair], scored: ScoredRollout) -> list[RolloutRow]:
+def rollout_rows(pairs: Sequence[Pair], scored: ScoredRollout) -> list[RolloutRow]:
     """The completions of the rollout's first prompts: those of `pairs`."""
     cots, group_size = scored.rollout.cots, scored.rollout.group_size
     rows = []
@@ -112,7 +110,6 @@ def rollout_rows(step: int, pairs: Sequence[Pair], scored: ScoredRollout) -> lis
         pair = pairs[i // group_size]
         rows.append(
             RolloutRow(
-                step=step,
                 task=pair.source,
                 query_key=pair.query.key,
                 query_text=f"{pair.query.instruction} {pair.query.text}".strip(),
@@ -127,14 +124,20 @@ def rollout_rows(step: int, pairs: Sequence[Pair], scored: ScoredRollout) -> lis
     return rows
 
 
-def append_rollouts(path: Path, rows: Sequence[RolloutRow]) -> None:
-    """Add one step's rows to a parquet file, in place of what an interrupted run wrote from that step on."""
+def append_rows(path: Path, step: int, rows: Sequence[RolloutRow | HeldOutReward]) -> None:
+    """Add one step's rows to a parquet file, in place of what an interrupted run wrote from that step on.
+
+    Args:
+        path: the file; its first column is the step.
+        step: training batches that are complete, as in metrics.jsonl.
+        rows: what is added.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    step = rows[0].step
     earlier = [row for row in pq.read_table(path).to_pylist() if row["step"] < step] if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist([*earlier, *map(asdict, rows)]), temporary)
+    added = [{"step": step, **asdict(row)} for row in rows]
+    pq.write_table(pa.Table.from_pylist([*earlier, *added]), temporary)
     temporary.replace(path)

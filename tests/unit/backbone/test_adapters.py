@@ -115,3 +115,18 @@ def test_train_mode_reaches_lora_dropout_only(tiny_backbone):
         assert not torch.equal(_linear(backbone)(x), _linear(backbone)(x))
         backbone.eval()
         assert torch.equal(_linear(backbone)(x), _linear(backbone)(x))
+
+
+@torch.no_grad()
+def test_uncast_inputs_change_nothing_under_autocast(tiny_backbone, mixed_items):
+    backbone = tiny_backbone()
+    prompts = backbone.processor(mixed_items[:2])
+    seen = []
+    linear = backbone.language_model.layers[0].self_attn.o_proj  # reads what attention left in bf16
+    linear.lora_A["reasoning"].register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        uncast = backbone.reason(prompts).last_hidden_BD
+        backbone.adapters.cast_inputs = lambda wanted: type(backbone.adapters).cast_inputs(backbone.adapters, True)
+        cast = backbone.reason(prompts).last_hidden_BD
+    assert seen == [torch.bfloat16, torch.float32]
+    assert torch.equal(uncast, cast)

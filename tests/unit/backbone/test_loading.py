@@ -43,11 +43,12 @@ def test_a_saved_folder_loads_by_path_as_real_backbones_do(tmp_path, caplog, mon
     torch.testing.assert_close(a, b)
 
 
-def test_eager_attention_gives_the_same(mixed_items):
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_plain_attention_gives_the_same(mixed_items, attention):
     with torch.no_grad():
         a, b = (
             m.reason(m.processor(mixed_items)).last_hidden_BD
-            for m in (_load(name="tiny"), _load(name="tiny", attention="eager"))
+            for m in (_load(name="tiny"), _load(name="tiny", attention=attention))
         )
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 

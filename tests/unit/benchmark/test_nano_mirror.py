@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from twn_lightning.backbone.loading import NANO_FOLDER
 from twn_lightning.backbone.media import load_image, load_video
+from twn_lightning.backbone.packaged import packaged_backbone
 from twn_lightning.backbone.processor import PromptProcessor
 from twn_lightning.benchmark import EvalTask, load_task
 from twn_lightning.benchmark.nano_mirror import (
@@ -47,7 +47,7 @@ def loaded(mirror: MirrorPaths) -> dict[str, EvalTask]:
 @pytest.fixture(scope="module")
 def processor() -> PromptProcessor:
     """With the world's own tokenizer: the packaged backbone's may be that of another world."""
-    return PromptProcessor(build_tokenizer(), PromptProcessor.from_folder(NANO_FOLDER).patches)
+    return PromptProcessor(build_tokenizer(), PromptProcessor.from_folder(packaged_backbone("nano")).patches)
 
 
 def rows_of(name: str) -> list[NanoRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -32,8 +33,9 @@ def test_modes_are_printed_as_a_matrix_and_recorded(
 ) -> None:
     assert cli.main(["probe", "modes", *TINY, adapters, f"paths.run_dir={tmp_path / 'run'}"]) == 0
     printed = capsys.readouterr().out
-    for mode in ("discriminative", "generative", "adaptive"):
-        assert sum(line.strip().startswith(mode) for line in printed.splitlines()) == 1
+    for query, candidate in product(("discriminative", "generative", "adaptive"), repeat=2):
+        assert sum(line.strip().startswith(f"{query}, {candidate} ") for line in printed.splitlines()) == 1
+    assert "The gate was trained on queries" in printed
     run = RunFolder(tmp_path / "run")
     assert run.read_status()["status"] == "COMPLETED"
     assert pq.read_table(run.path / "mode_matrix.parquet").num_rows == 6

@@ -10,7 +10,7 @@ import pytest
 from tests.support.tiny_adapters import save_fresh_adapters
 from twn_lightning import cli
 from twn_lightning.evaluation.prefix_outcomes import PrefixOutcomes
-from twn_lightning.probe import PREFIX_SPLITS
+from twn_lightning.probe import RECORDED_SPLITS
 from twn_lightning.run import RunFolder
 
 SIZES = {"gate": 5, "calibration": 4, "test": 6}
@@ -35,7 +35,7 @@ def test_three_splits_are_recorded_at_the_stride(
     metrics = run.metrics()
     assert metrics["cuts"] == [0, 2, 4, 5]
     assert metrics["threshold"] == 0.25
-    for split in PREFIX_SPLITS:
+    for split in RECORDED_SPLITS:
         found = PrefixOutcomes.read(run.path / "prefixes" / f"{split}.npz")
         assert len(found) == SIZES[split]
         assert (found.probability_N == 0.5).all()

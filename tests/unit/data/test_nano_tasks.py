@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
+from twn_lightning.backbone.processor import PromptProcessor
+from twn_lightning.data.collate import ContrastiveCollator
+from twn_lightning.data.corpus import COT_FORMAT
 from twn_lightning.data.nano import drawings, tasks, world
 from twn_lightning.data.nano.drawings import Answer
 from twn_lightning.data.nano.questions import NAMED_SHADES, STARTS, VIDEO_GRID
@@ -16,6 +21,7 @@ from twn_lightning.data.nano.vocabulary import build_tokenizer
 from twn_lightning.data.sources import get_source
 from twn_lightning.data.sources.mmeb_nano import KIND_SHARES
 from twn_lightning.settings import DataSettings
+from twn_lightning.types import Item, Pair
 
 MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 VIDEO_TASKS = ("NanoVideoCLS", "NanoVideoQA", "NanoMR")
@@ -28,14 +34,19 @@ def rows(task: str, kind: str, steps: int = 0, split: str = "test") -> list[task
     return [sample_row(np.random.default_rng([seed, steps]), split, task, kind, steps) for seed in SEEDS]
 
 
+def parts(item: Item) -> tuple[str, str]:
+    """What an item's CoT thinks, and what it answers."""
+    match = COT_FORMAT.fullmatch(item.cot or "")
+    assert match, f"{item.key}: {item.cot}"
+    return match["think"].strip(), match["answer"].strip()
+
+
 def thought(row: tasks.NanoRow) -> list[str]:
-    assert row.query.cot is not None
-    return row.query.cot.split(" </think>")[0].removeprefix("<think> ").split()
+    return parts(row.query)[0].split()
 
 
 def concluded(row: tasks.NanoRow) -> str:
-    assert row.query.cot is not None
-    return row.query.cot.split("<answer> ")[1].removesuffix(" </answer>")
+    return parts(row.query)[1]
 
 
 def walk(arrows: dict[str, str], start: str, moves: int | None) -> list[str]:
@@ -137,6 +148,47 @@ def test_every_prompt_and_thought_is_in_the_vocabulary(task: str) -> None:
                 assert unknown not in tokenizer(f"{item.instruction} {item.text} {item.cot or ''}")["input_ids"]
 
 
+@pytest.mark.parametrize("task", tasks.SHOWN_AS)
+def test_a_shown_candidate_s_thought_names_what_is_drawn(task: str) -> None:
+    for target in tasks.targets(task)[::7]:
+        answer = Answer.parse(target)
+        think, concludes = parts(tasks.candidate(task, target, "test"))
+        assert concludes == str(answer.plain)
+        if task == "NanoDoc":
+            _, digits = drawings.draw_page(answer, "test", np.random.default_rng([ord(letter) for letter in target]))
+            assert think == f"heading {answer.name} {' '.join(map(str, digits))}"
+            assert digits[-1] == answer.digit
+        elif answer.digit is None:
+            assert think == f"one picture with a {answer.name}"
+        else:
+            assert think == f"one cell with colour {answer.name} and number {answer.digit}"
+
+
+@pytest.mark.parametrize("task", ["NanoVG", "NanoMR"])
+@pytest.mark.parametrize("kind", [DIRECT, LOOKALIKE])
+def test_thoughts_of_a_query_s_own_candidates_are_of_its_scene(task: str, kind: str) -> None:
+    """Each cell's arrow is told by both sides; the cell asked for is what the right candidate shows."""
+    for row in rows(task, kind):
+        arrows_of_scene = [word for word in thought(row) if word in MOVES]
+        assert row.candidates is not None
+        found = {}
+        for candidate in row.candidates:
+            place = candidate.key.partition(":")[2]
+            arrows = [word for word in parts(candidate)[0].split() if word in MOVES]
+            cells = [place] if task == "NanoVG" else [f"{letter}{place}" for letter in "ab"]
+            found |= dict(zip(cells, arrows, strict=True))
+        grid = VIDEO_GRID if task == "NanoMR" else world.GRID
+        assert [found[name] for name in world.cell_names(grid)] == arrows_of_scene
+        concludes = parts(row.positive)[1]
+        assert concluded(row) in concludes if task == "NanoMR" else concluded(row) == concludes
+
+
+def test_candidates_that_are_words_have_no_thought() -> None:
+    for task in set(TASKS) - set(tasks.SHOWN_AS) - {"NanoVG", "NanoMR"}:
+        for row in rows(task, DIRECT):
+            assert all(item.cot is None for item in (row.positive, *(row.candidates or ())))
+
+
 def test_own_lists_hold_the_right_candidate_first_and_no_other_one() -> None:
     for task in OWN_LISTS:
         for row in rows(task, DIRECT):
@@ -167,10 +219,11 @@ def test_source_is_deterministic_lazy_and_complete() -> None:
     for i, (pair, again) in enumerate(zip(pairs, get_source("mmeb_nano", settings).pairs("gate", 330), strict=True)):
         assert pair.query.key == again.query.key
         assert pair.query.content_hash() == again.query.content_hash()
-        assert (pair.source, pair.target_hash, pair.query.cot) == (
+        assert (pair.source, pair.target_hash, pair.query.cot, pair.positive.cot) == (
             columns.sources[i],
             columns.target_hashes[i],
             columns.query_cots[i],
+            columns.candidate_cots[i],
         )
     assert set(columns.sources) == set(source.tasks)
     for task in source.tasks:
@@ -183,6 +236,34 @@ def test_a_pair_does_not_depend_on_how_many_are_asked_for() -> None:
     source = get_source("mmeb_nano", DataSettings(source="mmeb_nano"))
     few, many = source.pairs("test", 40), source.pairs("test", 400)
     assert [p.query.content_hash() for p in few] == [p.query.content_hash() for p in many[:40]]
+
+
+def test_rows_are_the_ones_that_results_were_measured_on() -> None:
+    """A change of the world changes every number measured on it; this digest is of words, not of pixels."""
+    pairs = get_source("mmeb_nano", DataSettings(source="mmeb_nano")).pairs("test", 110)
+    words = [
+        [pair.query.key, pair.query.instruction, pair.query.text, pair.query.cot, pair.steps, *target_words(pair)]
+        for pair in pairs
+    ]
+    assert hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16] == "6d8cad45e9901abf"
+
+
+def target_words(pair: Pair) -> list[str]:
+    """A moment is named by its pixels, all others by what they show."""
+    return [] if pair.source == "mmeb_nano/NanoMR" else [pair.positive.key, pair.target_hash]
+
+
+@pytest.mark.parametrize("world_name", ["mmeb_nano", "nano"])
+def test_candidates_think_where_both_sides_do(world_name: str, processor: PromptProcessor) -> None:
+    """Shown candidates bring their CoT into the batch, words an empty row; without think_sides=both none is read."""
+    pairs = list(get_source(world_name, DataSettings(source=world_name)).pairs("train", 66))
+    cots = ContrastiveCollator(processor, "both")(pairs).candidate_cots
+    assert cots is not None
+    by_hash = {pair.target_hash: pair.positive for pair in reversed(pairs)}
+    order = dict.fromkeys(pair.target_hash for pair in pairs)
+    for row, digest in enumerate(order):
+        assert bool(cots.closed_B[row]) == bool(by_hash[digest].media)
+    assert ContrastiveCollator(processor, "query")(pairs).candidate_cots is None
 
 
 def test_kinds_come_in_their_shares() -> None:

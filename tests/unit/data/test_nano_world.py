@@ -9,8 +9,6 @@ import pytest
 
 from twn_lightning.data.nano import world
 from twn_lightning.data.nano.digits import SPLIT_SHARES, digit_rows, load_digits, render_cells
-from twn_lightning.data.nano.backbones import new_backbone
-from twn_lightning.data.nano.pretrain import learning_rate_at, response_loss, sample_rows
 from twn_lightning.data.nano.vocabulary import build_tokenizer
 from twn_lightning.data.sources.nano import STEP_SHARES, NanoPairs, NanoSource
 from twn_lightning.settings import DataSettings
@@ -130,17 +128,3 @@ def test_pictures_of_one_answer_differ_in_their_digit_only() -> None:
     assert first.key != second.key
     corner = render_cells(digit_rows("train")[7][:1], np.array([0]), None)[0][0, 0]
     assert (first.media[0].content[0, 0] == corner).all()
-
-
-def test_pretraining_learns_from_both_halves_and_its_schedule_falls_at_the_end() -> None:
-    from twn_lightning.data.nano.pretrain import PretrainSettings
-
-    model, processor = new_backbone("nano", 0)
-    rows = sample_rows(np.random.default_rng(0), 4)
-    losses, correct, mask = response_loss(model, processor, rows, "cpu")
-    assert losses.shape == (4,)
-    assert float(losses.mean()) == pytest.approx(np.log(len(build_tokenizer())), abs=0.5)  # untrained: chance
-    assert int(correct.sum()) <= int(mask.sum())
-    settings = PretrainSettings(steps=1000)
-    assert learning_rate_at(500, settings) == settings.learning_rate == learning_rate_at(740, settings)
-    assert learning_rate_at(999, settings) < 0.05 * settings.learning_rate

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -25,54 +23,22 @@ from experiments.studies.study import (
 )
 from experiments.token_budgets import collect as token_budgets
 from experiments.token_budgets import deployed
+from tests.support.study_runs import decisions, write_evaluation
 from twn_lightning.errors import DataError
 from twn_lightning.gate import RoutingGate
 from twn_lightning.metrics import Interval
-from twn_lightning.reporting.decisions import COLUMNS
-from twn_lightning.run import RunFolder, write_json
-from twn_lightning.settings import AdapterSettings, Settings
+from twn_lightning.settings import Settings
 from twn_lightning.stages.labelled_split import LabelledSplit
 
 COUNT = 1200
 
 
-def made_table(model_seed: int, count: int = COUNT) -> pa.Table:
-    """Queries of three kinds: thinking pays where steps are needed and hurts among lookalikes; a good gate."""
-    queries = np.random.default_rng(0)
-    kind = queries.choice(["direct", "lookalike", "steps"], count, p=[0.45, 0.2, 0.35])
-    steps = np.where(kind == "steps", queries.integers(1, 9, count), 0)
-    rng = np.random.default_rng(100 + model_seed)
-    without = {"direct": 0.95, "lookalike": 0.9, "steps": 0.15}
-    with_cot = {"direct": 0.95, "lookalike": 0.5, "steps": 0.93}
-    difficulty = rng.random(count)
-    hit_d, hit_g = (difficulty < np.vectorize(rates.get)(kind) for rates in (without, with_cot))
-    probability = 1 / (1 + np.exp(-rng.normal(np.where(kind == "steps", 3.0, -3.0), 1.0)))
-    columns: dict[str, Any] = {
-        "query_key": [f"mmeb_nano/test/{row}/{name}" for row, name in enumerate(kind)],
-        "kind": kind,
-        "steps": steps,
-        "probability": probability,
-        "think": probability > 0.5,
-        "hit_discriminative": hit_d.astype(float),
-        "hit_generative": hit_g.astype(float),
-        "gain": 2.0 * hit_g - 2.0 * hit_d - 0.5,
-        "tokens": rng.integers(8, 16, count) + steps,
-        "query_length": rng.integers(5, 9, count),
-        "margin": rng.random(count),
-        "malformed": np.zeros(count, dtype=bool),
-        "task": np.full(count, "mmeb_nano/NanoQA"),
-    }
-    rest = {name: ["" if "loss" not in name else 0.0] * count for name in COLUMNS if name not in columns}
-    order = rng.permutation(count)  # every seed writes its queries in another order
-    return pa.table({**columns, **rest}).take(order)
+def made_table(model_seed: int) -> pa.Table:
+    return decisions(model_seed, COUNT)
 
 
 def made_run(folder: Path, seed: int, table: pa.Table | None = None) -> Path:
-    settings = Settings(adapters=AdapterSettings(init_from=f"outputs/gate/{seed}/adapters"))
-    RunFolder(folder).create(settings)
-    pq.write_table(made_table(seed) if table is None else table, folder / "gate_decisions.parquet")
-    write_json(folder / "summary.json", {"threshold": 0.5})
-    return folder
+    return write_evaluation(folder, f"outputs/gate/{seed}/adapters", made_table(seed) if table is None else table)
 
 
 @pytest.fixture(scope="module")

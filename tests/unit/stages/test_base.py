@@ -52,6 +52,18 @@ def test_shared_arrangement_has_no_empty_group(build: Any) -> None:
     assert [group["name"] for group in optimizer.param_groups] == ["reasoning", "queries"]
 
 
+def test_a_gate_is_carried_along_with_its_threshold(build: Any, tmp_path: Path) -> None:
+    gated = build(GATE)
+    gated.stage.threshold = 0.31
+    gated.stage.export()
+    start = {"init_from": str(gated.run_folder.adapters)}
+    later = StageRun(tiny_settings(RL, tmp_path / "later", adapters=start))
+    later.stage.export()
+    assert read_config(later.run_folder.adapters)["gate_threshold"] == 0.31
+    state = later.backbone.load_adapters(later.run_folder.adapters)
+    assert all(torch.equal(value, gated.stage.gate.state_dict()[name]) for name, value in state.items())
+
+
 def test_a_checkpoint_of_another_stage_says_what_to_do(build: Any, tmp_path: Path) -> None:
     build(SFT).fit()
     other = StageRun(tiny_settings(GATE, tmp_path / "gate"))

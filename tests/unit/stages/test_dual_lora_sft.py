@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from twn_lightning.settings import SFTSettings
+from twn_lightning.stages.cache_memory import CacheMemory
 from twn_lightning.stages.phases import StateStore
 
 
@@ -39,6 +40,44 @@ def test_chunks_give_the_gradients_of_the_whole_batch(interface: str, prefix: st
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [8, 3])
+def test_caches_that_do_not_fit_are_read_again(chunk_size: int, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = accumulated(build(SFTSettings(batch_size=8, chunk_size=8)))
+    monkeypatch.setattr(CacheMemory, "_fits", lambda self: False)
+    run = build(SFTSettings(batch_size=8, chunk_size=chunk_size))
+    reads = []
+    reason = run.backbone.reason
+    monkeypatch.setattr(run.backbone, "reason", lambda *args, **options: reads.append(1) or reason(*args, **options))
+    again = accumulated(run)
+    assert len(reads) == 2 * 2 * -(-8 // chunk_size), "pass R twice for every chunk of queries and of candidates"
+    assert again.keys() == kept.keys()
+    for name, gradient in kept.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_cache_is_read_again_with_the_same_dropout(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CacheMemory, "_fits", lambda self: False)
+    run = build(SFTSettings(batch_size=8, chunk_size=3), adapters={"dropout": 0.3})
+    for parameter in run.backbone.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    run.stage.manual_backward = torch.Tensor.backward
+    embed_kept, found = run.stage.embed_kept, {}
+
+    def recorded(chunk: Any) -> Any:
+        embeddings = embed_kept(chunk)
+        found.setdefault(id(chunk), []).append([part.detach() for part in embeddings])
+        return embeddings
+
+    monkeypatch.setattr(run.stage, "embed_kept", recorded)
+    run.stage.train()
+    run.stage.joint_step(next(iter(run.stage.data.train_dataloader())))
+    assert len(found) == 6
+    for first, second in found.values():
+        for before, after in zip(first, second, strict=True):
+            torch.testing.assert_close(after, before)
 
 
 @pytest.mark.parametrize("sides", ["query", "candidate", "both"])

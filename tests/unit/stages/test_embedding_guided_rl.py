@@ -135,6 +135,23 @@ def test_metrics_and_rollouts_of_a_run(tmp_path: Path) -> None:
     assert line["rl/reward"] == pytest.approx(terms, abs=1e-5)
 
 
+def test_held_out_rewards_of_every_query_are_kept(tmp_path: Path) -> None:
+    """Before the first step, at the interval of two and after the third; their means are the run's metrics."""
+    stage = train(settings_of(tmp_path))
+    rows = pq.read_table(stage.run_folder.held_out).to_pylist()
+    keys = [pair.query.key for pair in stage.data.pairs("val")]
+    assert [(row["step"], row["query_key"]) for row in rows] == [(step, key) for step in (0, 2, 3) for key in keys]
+    metrics = stage.final_metrics()
+    for step, moment in ((0, "before"), (3, "after")):
+        chosen = [row for row in rows if row["step"] == step]
+        for column, name in (("reward", "rl/held_out_reward"), ("hit_generative", "val/hit@1_generative")):
+            mean = sum(row[column] for row in chosen) / len(chosen)
+            assert mean == pytest.approx(metrics[f"{name}/{moment}"])
+        for row in chosen:
+            terms = 0.1 * row["reward_format"] + 0.5 * row["reward_rank"] + 0.5 * row["reward_gap"]
+            assert row["reward"] == pytest.approx(terms, abs=1e-5)
+
+
 def test_a_resumed_run_equals_a_straight_one(tmp_path: Path) -> None:
     """Steps 1 and 5 rank against the same pool: after the interrupt its embeddings can only be the checkpoint's."""
     settings = settings_of(tmp_path / "straight", max_steps=5)
@@ -147,8 +164,9 @@ def test_a_resumed_run_equals_a_straight_one(tmp_path: Path) -> None:
     for name, value in straight.backbone.trainable_state().items():
         assert torch.equal(value, resumed.backbone.trainable_state()[name]), name
     assert straight.final_metrics() == resumed.final_metrics()
-    tables = [pq.read_table(s.run_folder.rollouts) for s in (straight, resumed)]
-    assert tables[0].equals(tables[1])
+    for name in ("rollouts", "held_out"):
+        tables = [pq.read_table(getattr(s.run_folder, name)) for s in (straight, resumed)]
+        assert tables[0].equals(tables[1]), name
 
 
 def test_malformed_completions_earn_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the nano backbone is pretrained on: captions of all that it will see, and CoTs of at most 3 steps."""
+"""What the packaged backbones are pretrained on: captions of all that it will see, and CoTs of at most 3 steps."""
 
 from __future__ import annotations
 

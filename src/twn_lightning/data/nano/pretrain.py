@@ -1,8 +1,9 @@
-"""Pretrain the nano backbone on captions and CoTs of at most 3 steps, so that the stages have something to teach.
+"""Pretrain a packaged backbone on captions and CoTs of at most 3 steps, so that the stages have something to teach.
 
-    python -m twn_lightning.data.nano.pretrain --curriculum grids --steps 1400 --work outputs/pretrain-grids
-    python -m twn_lightning.data.nano.pretrain --init-from GRIDS --steps 1200 --work outputs/pretrain-nano
-    python -m twn_lightning.data.nano.pretrain --work outputs/pretrain-nano --export src/twn_lightning/assets/nano
+    python -m twn_lightning.data.nano.pretrain --size micro --curriculum grids --steps 1400 --work GRIDS
+    python -m twn_lightning.data.nano.pretrain --work GRIDS --export GRIDS/exported
+    python -m twn_lightning.data.nano.pretrain --size micro --init-from GRIDS/exported --steps 1000 --work WORK
+    python -m twn_lightning.data.nano.pretrain --work WORK --export src/twn_lightning/assets/micro
 
 First grids alone, where reading and following arrows are learned soonest, then all of MMEB-nano. Runs on CPU or GPU
 with torch and transformers alone. Every batch is a function of (seed, step), so a resumed run (it resumes by itself)
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,24 +23,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import Qwen3VLForConditionalGeneration
 
 from twn_lightning.backbone.processor import PromptProcessor
-from twn_lightning.data.nano import tasks, world
 from twn_lightning.data.nano.backbones import SHAPES, new_backbone
-from twn_lightning.data.nano.curriculum import (
-    CAPTION_KINDS,
-    CURRICULA,
-    grid_caption,
-    sample_pictures,
-    sample_rows,
-    sample_task_cot,
-)
+from twn_lightning.data.nano.card import backbone_card
+from twn_lightning.data.nano.curriculum import CURRICULA, sample_pictures, sample_rows
+from twn_lightning.data.nano.teacher_forcing import evaluate, response_loss, speed_up_vision
+from twn_lightning.environment import hardware
+from twn_lightning.errors import ConfigError
 from twn_lightning.types import Item
 
 RECORD = "pretraining.json"
 """Beside an exported backbone: what made it, and what it reached."""
-SETTINGS = "settings.json"
+CARD = "README.md"
+SETTINGS, LOG = "settings.json", "log.jsonl"
+"""In a work folder: what is trained, and its losses and scores by step."""
+LOGGED_ROWS, RECORDED_ROWS = 100, 500
+"""Validation rows of each kind: while training, and for the record of an exported backbone."""
 
 
 @dataclass(frozen=True)
@@ -57,38 +58,6 @@ class PretrainSettings:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     seed: int = 0
-
-
-def response_loss(
-    model: Qwen3VLForConditionalGeneration, processor: PromptProcessor, rows: list[tuple[Item, str]], device: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Teacher-forced cross-entropy of the responses and their end-of-turn.
-
-    Returns:
-        mean loss per row (B,), correct tokens (B, T+1), token mask (B, T+1).
-    """
-    prompts = processor([item for item, _ in rows]).to(device)
-    ids = [processor.tokenizer(text)["input_ids"] + [processor.eot_id] for _, text in rows]
-    width = max(map(len, ids))
-    targets = torch.full((len(rows), width), -100)
-    for i, row in enumerate(ids):
-        targets[i, : len(row)] = torch.tensor(row)
-    targets = targets.to(device)
-    mask = targets != -100
-    tokens = torch.where(mask, targets, processor.pad_id)
-    hidden = model.model(
-        input_ids=torch.cat([prompts.input_ids_BL, tokens], 1),
-        attention_mask=torch.cat([prompts.attention_mask_BL, mask.long()], 1),
-        mm_token_type_ids=torch.cat([prompts.mm_token_type_ids_BL, torch.zeros_like(tokens)], 1),
-        pixel_values=prompts.pixel_values,
-        image_grid_thw=prompts.image_grid_thw,
-        pixel_values_videos=prompts.pixel_values_videos,
-        video_grid_thw=prompts.video_grid_thw,
-        use_cache=False,
-    ).last_hidden_state
-    logits = model.lm_head(hidden[:, -width - 1 : -1])
-    losses = nn.functional.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
-    return losses.sum(1) / mask.sum(1), (logits.argmax(-1) == targets) & mask, mask
 
 
 def backward(
@@ -120,39 +89,6 @@ def learning_rate_at(step: int, settings: PretrainSettings) -> float:
     return settings.learning_rate * min(1.0, 0.02 + (settings.steps - step) / fall)
 
 
-@torch.no_grad()
-def evaluate(
-    model: Qwen3VLForConditionalGeneration, processor: PromptProcessor, device: str, count: int = 100
-) -> dict[str, float]:
-    """Teacher-forced scores on validation ingredients: caption tokens, and CoTs right to the last token."""
-    model.eval()
-    rng = np.random.default_rng(99)
-    scores: dict[str, float] = {}
-    captions = {kind: [tasks.sample_caption(rng, "val", kind) for _ in range(count)] for kind in CAPTION_KINDS}
-    captions["grid"] = [grid_caption(rng, "val") for _ in range(count)]
-    for kind, rows in captions.items():
-        _, correct, mask = response_loss(model, processor, rows, device)
-        scores[f"caption_{kind}"] = float(correct.sum() / mask.sum())
-    cases = {f"cot_{steps}": ("follow" if steps else "read", steps) for steps in (0, 1, 2, 3, 5, 8)}
-    for name, (task, steps) in (cases | {"cot_sum": ("sum", 2), "cot_largest": ("largest", 2)}).items():
-        questions = [world.sample_question(rng, "val", task, steps) for _ in range(count)]
-        rows = [(world.query_item(q, str(i)), q.cot) for i, q in enumerate(questions)]
-        scores[name] = _exact(model, processor, rows, device)
-    for task in tasks.TASKS:
-        rows = [sample_task_cot(rng, "val", task) for _ in range(count)]
-        scores[f"cot_{task}"] = _exact(model, processor, rows, device)
-    model.train()
-    return scores
-
-
-def _exact(
-    model: Qwen3VLForConditionalGeneration, processor: PromptProcessor, rows: list[tuple[Item, str]], device: str
-) -> float:
-    """Share of responses whose every token is right."""
-    _, correct, mask = response_loss(model, processor, rows, device)
-    return float((correct == mask).all(1).float().mean())
-
-
 def initialise_from(model: Qwen3VLForConditionalGeneration, processor: PromptProcessor, folder: Path) -> None:
     """Take over an exported backbone's weights; words that its tokenizer lacks keep their fresh embeddings.
 
@@ -160,8 +96,17 @@ def initialise_from(model: Qwen3VLForConditionalGeneration, processor: PromptPro
         model: of the same shape, with a vocabulary of its own.
         processor: holds that vocabulary.
         folder: what `export` wrote.
+
+    Raises:
+        ConfigError: the folder's backbone is of another size.
     """
     earlier = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    widths = [m.config.text_config.hidden_size for m in (model, earlier)]
+    if widths[0] != widths[1]:
+        raise ConfigError(
+            f"--init-from {folder}: its backbone is {widths[1]} wide, the one to train {widths[0]}. Start from an "
+            "export of the same --size"
+        )
     known = PromptProcessor.from_folder(folder).tokenizer.get_vocab()
     weights = dict(earlier.state_dict())
     for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
@@ -173,13 +118,46 @@ def initialise_from(model: Qwen3VLForConditionalGeneration, processor: PromptPro
     model.load_state_dict(weights)
 
 
+class StepRows(Dataset[tuple[list[tuple[Item, str]], list[tuple[Item, str]]]]):
+    """Step -> its rows and its single pictures, (prompt item, response) each: a function of (seed, step)."""
+
+    def __init__(self, settings: PretrainSettings) -> None:
+        self.settings = settings
+
+    def __len__(self) -> int:
+        return self.settings.steps
+
+    def __getitem__(self, step: int) -> tuple[list[tuple[Item, str]], list[tuple[Item, str]]]:
+        settings = self.settings
+        rng = np.random.default_rng([settings.seed, step])
+        rows = sample_rows(rng, settings.batch_size, curriculum=settings.curriculum)
+        return rows, sample_pictures(rng, settings.picture_rows, curriculum=settings.curriculum)
+
+
 def pretrain(
-    settings: PretrainSettings, work: Path, device: str, init_from: Path | None = None, eval_every: int = 250
+    settings: PretrainSettings,
+    work: Path,
+    device: str,
+    init_from: Path | None = None,
+    eval_every: int = 250,
+    validation_rows: int = LOGGED_ROWS,
+    num_workers: int = 0,
 ) -> None:
-    """Train, log to `log.jsonl` and checkpoint in `work`; continue from its checkpoint where there is one."""
+    """Train, log and checkpoint in `work`; continue from its checkpoint where there is one.
+
+    Args:
+        settings: of the run.
+        work: created if missing.
+        device: where to train.
+        init_from: folder of an exported backbone of the same size to start from; None: random weights.
+        eval_every: steps between validations and checkpoints.
+        validation_rows: rows of each kind.
+        num_workers: processes that draw rows ahead; 0: drawn in this one.
+    """
     work.mkdir(parents=True, exist_ok=True)
     model, processor = new_backbone(settings.size, settings.seed)
-    record: dict[str, Any] = asdict(settings)
+    speed_up_vision(model)
+    record: dict[str, Any] = {**asdict(settings), "machine": _machine(device), "torch": torch.__version__}
     if init_from is not None:
         initialise_from(model, processor, init_from)
         record["initialised_from"] = json.loads((init_from / RECORD).read_text())
@@ -196,12 +174,11 @@ def pretrain(
         optimizer.load_state_dict(state["optimizer"])
         start, seconds = state["step"], state["seconds"]
     began = time.monotonic() - seconds
-    for step in range(start, settings.steps):
-        rng = np.random.default_rng([settings.seed, step])
+    remaining = range(start, settings.steps)
+    drawn = DataLoader(StepRows(settings), batch_size=None, sampler=remaining, num_workers=num_workers)
+    for step, (rows, cells) in zip(remaining, drawn, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
-        rows = sample_rows(rng, settings.batch_size, curriculum=settings.curriculum)
-        cells = sample_pictures(rng, settings.picture_rows, curriculum=settings.curriculum)
         # Captions and CoTs weigh the same, pictures half.
         losses = backward(model, processor, rows, 2 / len(rows), device)
         pictures = backward(model, processor, cells, 0.5 / len(cells), device).mean()
@@ -213,18 +190,35 @@ def pretrain(
         if done % 25 == 0 or done == settings.steps:
             record = {"step": done, "caption": captions.item(), "cot": cots.item(), "picture": pictures.item()}
             if done % eval_every == 0 or done == settings.steps:
-                record |= evaluate(model, processor, device)
+                record |= evaluate(model, processor, device, validation_rows)
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
                 torch.save(state | {"seconds": time.monotonic() - began}, work / "checkpoint.tmp")
                 os.replace(work / "checkpoint.tmp", checkpoint)
             record["seconds"] = round(time.monotonic() - began, 1)
-            with (work / "log.jsonl").open("a") as log:
+            with (work / LOG).open("a") as log:
                 log.write(json.dumps({k: round(v, 4) for k, v in record.items()}) + "\n")
             print(record, flush=True)
 
 
-def export(work: Path, folder: Path) -> None:
-    """Write the checkpoint as a standard Hugging Face folder, weights in fp16, and what the run reached."""
+def _machine(device: str) -> str:
+    """The GPU's name, or the processor's with its cores."""
+    found = hardware()
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{found['processor']}, {found['cores']} cores"
+
+
+def export(work: Path, folder: Path, device: str = "cpu", validation_rows: int = RECORDED_ROWS) -> None:
+    """Write the checkpoint as a standard Hugging Face folder, weights in fp16, what the run reached, and a card.
+
+    A card that is there already is kept: it may say more.
+
+    Args:
+        work: of the run.
+        folder: created if missing.
+        device: where to validate.
+        validation_rows: rows of each kind.
+    """
     settings = json.loads((work / SETTINGS).read_text())
     model, processor = new_backbone(settings["size"], 0)
     state = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
@@ -232,19 +226,21 @@ def export(work: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
     processor.save(folder)
+    speed_up_vision(model)
     record = {
         "parameters": sum(p.numel() for p in model.parameters()),
         **settings,
         "steps": state["step"],
         "seconds": round(state["seconds"]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "validation": evaluate(model.float(), processor, "cpu", count=500),
+        "validation_rows": validation_rows,
+        "validation": evaluate(model.float().to(device), processor, device, validation_rows),
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    if not (folder / CARD).exists():
+        (folder / CARD).write_text(backbone_card(record, len(processor.tokenizer)))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoint and the log")
     parser.add_argument("--size", choices=SHAPES, default=PretrainSettings.size)
@@ -256,10 +252,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=PretrainSettings.batch_size)
     parser.add_argument("--seed", type=int, default=PretrainSettings.seed)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that draw rows ahead, for a GPU")
+    parser.add_argument("--validation-rows", type=int, help="of each kind (default 100; 500 with --export)")
     parser.add_argument("--export", type=Path, help="write the checkpoint as a Hugging Face folder and stop")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.export:
-        export(args.work, args.export)
+        export(args.work, args.export, args.device, args.validation_rows or RECORDED_ROWS)
         return
     settings = PretrainSettings(
         args.size,
@@ -270,7 +268,14 @@ def main() -> None:
         warmup=args.warmup,
         seed=args.seed,
     )
-    pretrain(settings, args.work, args.device, args.init_from)
+    pretrain(
+        settings,
+        args.work,
+        args.device,
+        args.init_from,
+        validation_rows=args.validation_rows or LOGGED_ROWS,
+        num_workers=args.num_workers,
+    )
 
 
 if __name__ == "__main__":

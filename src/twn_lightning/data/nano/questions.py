@@ -49,10 +49,15 @@ def shown_answer(rng: np.random.Generator, kind: str) -> Answer:
 
 
 def describe(answer: Answer) -> str:
-    """A cell in the words of a CoT, which has none for its shade."""
+    """A cell or an icon in the words of a CoT, which has none for its shade."""
     if answer.digit is None:
         return f"one picture with a {answer.name}"
-    return f"one cell with colour {answer.name} and number {answer.digit}"
+    return world.describe_cell(answer.name, str(answer.digit))
+
+
+def shown_cot(answer: Answer, seen: str) -> str:
+    """The CoT of a candidate that shows an answer: what is seen, then the answer; like a query's, without its shade."""
+    return world.write_cot(seen, str(answer.plain))
 
 
 def _labels(rng: np.random.Generator, split: str, task: str, kind: str, steps: int) -> Draft:
@@ -202,23 +207,31 @@ def _same_class(rng: np.random.Generator, scene: world.Scene) -> tuple[world.Sce
 
 def _crops(scene: world.Scene, cell: int) -> tuple[Item, ...]:
     """The cells of an image as candidates, one of them first."""
-    crops = [Item(f"crop:{name}", PICTURE, "", (Media("image", pixels),)) for name, pixels in _named_cells(scene)]
+    crops = []
+    for place, (name, pixels) in enumerate(zip(world.cell_names(scene.shape), scene.cells(), strict=True)):
+        answer = Answer.parse(scene.label(place))
+        cot = shown_cot(answer, f"{describe(answer)} {world.ARROWS[scene.arrows[place]]}")
+        crops.append(Item(f"crop:{name}", PICTURE, "", (Media("image", pixels),), cot))
     return (crops[cell], *crops[:cell], *crops[cell + 1 :])
-
-
-def _named_cells(scene: world.Scene) -> list[tuple[str, np.ndarray]]:
-    return list(zip(world.cell_names(scene.shape), scene.cells(), strict=True))
 
 
 def _clips(scene: world.Scene, cell: int) -> tuple[Item, ...]:
     """The moments of a video as candidates, that of a cell first: clips of two frames."""
-    frames = _moments(scene)
-    clips = [
-        Item(f"moment:{number + 1}", VIDEO, "", (Media("video", frames[number : number + 1].repeat(2, axis=0)),))
-        for number in range(len(frames))
-    ]
+    clips = []
+    for column, frame in enumerate(_moments(scene)):
+        media = (Media("video", frame[None].repeat(2, axis=0)),)
+        clips.append(Item(f"moment:{column + 1}", VIDEO, "", media, _moment_cot(scene, column)))
     column = cell % scene.shape[1]
     return (clips[column], *clips[:column], *clips[column + 1 :])
+
+
+def _moment_cot(scene: world.Scene, column: int) -> str:
+    """Colour, digit and arrow of a moment's cells, row by row behind its letter, then their colours and digits."""
+    rows, columns = scene.shape
+    labels = [scene.label(row * columns + column) for row in range(rows)]
+    arrows = [world.ARROWS[scene.arrows[row * columns + column]] for row in range(rows)]
+    seen = [f"{letter} {label} {arrow}" for letter, label, arrow in zip("abc", labels, arrows, strict=False)]
+    return world.write_cot(" ".join(seen), " ".join(labels))
 
 
 def _with_options(rng: np.random.Generator, draft: Draft) -> Draft:

@@ -11,6 +11,7 @@ A video is a grid whose columns are moments: of 2 rows and 4 columns, it shows a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,9 +28,11 @@ from twn_lightning.data.nano.questions import (
     STEPS,
     VIDEO,
     VIDEO_GRID,
+    describe,
     pick,
     show_scene,
     shown_answer,
+    shown_cot,
 )
 from twn_lightning.types import Item
 
@@ -106,7 +109,7 @@ def sample_row(
 
 
 def candidate(task: str, target: str, split: str, rng: np.random.Generator | None = None) -> Item:
-    """The right candidate of a target: words, or a drawing of them.
+    """The right candidate of a target: words, or a drawing of them with its true CoT.
 
     Args:
         task: one of TASKS but those of OWN_LISTS that show parts of the query.
@@ -118,12 +121,19 @@ def candidate(task: str, target: str, split: str, rng: np.random.Generator | Non
     key, answer = candidate_key(task, target), Answer.parse(target)
     match SHOWN_AS.get(task):
         case "picture":
-            return Item(key, PICTURE, "", (drawings.draw_picture(answer, split, drawn_by),))
+            picture = drawings.draw_picture(answer, split, drawn_by)
+            return Item(key, PICTURE, "", (picture,), shown_cot(answer, describe(answer)))
         case "clip":
-            return Item(key, VIDEO, "", (drawings.draw_clip(answer, split, drawn_by),))
+            clip = drawings.draw_clip(answer, split, drawn_by)
+            return Item(key, VIDEO, "", (clip,), shown_cot(answer, describe(answer)))
         case "page":
-            return Item(key, PAGE, "", (drawings.draw_page(answer, split, drawn_by)[0],))
+            page, digits = drawings.draw_page(answer, split, drawn_by)
+            return Item(key, PAGE, "", (page,), shown_cot(answer, _page_words(answer, digits)))
     return Item(key, "", target)
+
+
+def _page_words(answer: Answer, digits: Sequence[int]) -> str:
+    return f"heading {answer.name} {' '.join(map(str, digits))}"
 
 
 @cache
@@ -175,7 +185,7 @@ def sample_caption(rng: np.random.Generator, split: str, kind: str) -> tuple[Ite
         answer = pick(rng, drawings.pages(shaded=rng.random() < 0.6))
         page, digits = drawings.draw_page(answer, split, rng)
         shade = f"{answer.shade} " if answer.shade else ""
-        return Item(kind, DESCRIBE_PAGE, "", (page,)), f"{shade}heading {answer.name} {' '.join(map(str, digits))}"
+        return Item(kind, DESCRIBE_PAGE, "", (page,)), f"{shade}{_page_words(answer, digits)}"
     answer = shown_answer(rng, LOOKALIKE if rng.random() < 0.5 else DIRECT)
     if kind == "clip":
         return Item(kind, DESCRIBE_VIDEO, "", (drawings.draw_clip(answer, split, rng),)), str(answer)

@@ -1,4 +1,4 @@
-"""The nano backbone's word-level tokenizer: every word of the world is one token; Qwen3-VL's special tokens."""
+"""The packaged backbones' word-level tokenizer: every word of the world is one token; Qwen3-VL's special tokens."""
 
 from __future__ import annotations
 

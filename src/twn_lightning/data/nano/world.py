@@ -168,6 +168,11 @@ def write_cot(thought: str, answer: str) -> str:
     return f"<think> {thought} </think><answer> {answer} </answer>"
 
 
+def describe_cell(colour: str, digit: str) -> str:
+    """A cell in the words of a CoT, which has none for its shade."""
+    return f"one cell with colour {colour} and number {digit}"
+
+
 def think_about(scene: Scene, description: Sequence[str], word: str, steps: Sequence[str], answer: str) -> str:
     """A CoT about a scene: one word of every cell, row by row behind its letter, then the steps, then the answer."""
     rows, columns = scene.shape
@@ -254,7 +259,12 @@ def picture_candidate(answer: str, split: str, variant: int = 0) -> Item:
     seed = [COLOUR_NAMES.index(colour), int(digit), variant]
     row = rows[np.random.default_rng(seed).integers(len(rows))]
     pixels = render_cells(np.array([row]), np.array([COLOUR_NAMES.index(colour)]), None)[0]
-    return Item(f"picture:{answer}:{variant}", PICTURE, "", (Media("image", pixels),))
+    return Item(f"picture:{answer}:{variant}", PICTURE, "", (Media("image", pixels),), picture_cot(answer))
+
+
+def picture_cot(answer: str) -> str:
+    """The true CoT of a picture of an answer."""
+    return write_cot(describe_cell(*answer.split()), answer)
 
 
 def answers(task: str) -> list[str]:

@@ -1,8 +1,12 @@
-"""MMEB-nano as a pair source: eleven tasks evenly, direct, lookalike and multi-step items, true CoTs on the queries."""
+"""MMEB-nano as a pair source: eleven tasks evenly, direct, lookalike and multi-step items, with true CoTs.
+
+Queries have one, and so have candidates that are shown; candidates that are words do not.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 
@@ -62,7 +66,7 @@ class MMEBNanoPairs(LazyRows[Pair]):
     def _positive(self, row: NanoRow) -> Item:
         """As the row has it in the train split, and where it is a moment of its own; elsewhere the corpus's."""
         if row.task == "NanoMR":
-            return Item(f"moment:{row.target}", row.positive.instruction, "", row.positive.media)
+            return replace(row.positive, key=f"moment:{row.target}")
         return row.positive if self.split == "train" else tasks.candidate(row.task, row.target, self.split)
 
     def columns(self) -> PairColumns:
@@ -72,7 +76,7 @@ class MMEBNanoPairs(LazyRows[Pair]):
             [pair.source for pair in pairs],
             [pair.target_hash for pair in pairs],
             [pair.query.cot for pair in pairs],
-            [None] * len(pairs),
+            [pair.positive.cot for pair in pairs],
         )
 
 

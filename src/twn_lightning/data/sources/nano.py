@@ -1,4 +1,4 @@
-"""The nano world as a pair source: six tasks, half of the pairs without steps, true CoTs on the queries."""
+"""The nano world as a pair source: six tasks, half of the pairs without steps, true CoTs on queries and pictures."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class NanoPairs(LazyRows[Pair]):
             [f"nano/{q.task}" for q in questions],
             [_answer_hash(q.task, q.answer) for q in questions],
             [q.cot for q in questions],
-            [None] * len(questions),
+            [world.picture_cot(q.answer) if q.task == "picture" else None for q in questions],
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from twn_lightning.backbone.packaged import PACKAGED
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.evaluation.encoders.protocol import EncodedItems, Encoder
 from twn_lightning.settings import ModelSettings
@@ -59,7 +60,7 @@ def _ume_r1(request: EncoderRequest) -> Encoder:
     )
 
 
-OWN_BACKBONES = ("nano", "tiny")
+OWN_BACKBONES = (*PACKAGED, "tiny")
 """Backbones that only `twn` can be built on."""
 ENCODERS: dict[str, Callable[[EncoderRequest], Encoder]] = {
     "twn": _twn,
@@ -87,7 +88,7 @@ def get_encoder(
     Args:
         name: `twn`, `vlm2vec`, `qwen3vl_embedding` or `ume_r1`.
         model: the backbone of `twn`; for the others `path` is a checkpoint's folder, or `name` its hub id.
-        adapters_path: `twn`: a run's `adapters` folder, None for the packaged one; the others: a PEFT folder, None
+        adapters_path: `twn`: a run's `adapters` folder, None for the packaged ones; the others: a PEFT folder, None
             where the checkpoint is whole.
         device: where to put it.
         max_new_tokens: cap of a CoT.

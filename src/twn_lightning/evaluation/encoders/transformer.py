@@ -171,7 +171,7 @@ def _load_weights(
             f"{origin}: {len(missing)} weights are not in the checkpoint and would be random: {', '.join(missing[:3])}"
             f"{', ...' if len(missing) > 3 else ''}. It is incomplete, or its names are unknown to this transformers"
         )
-    if attention["vision_config"] == "sdpa":
+    if attention["vision_config"] == "sdpa" and settings.attention == "auto":
         pack_vision_attention(model.model.visual)
     project_patches_linearly(model.model.visual)
     return model

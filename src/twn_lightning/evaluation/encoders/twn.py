@@ -14,6 +14,7 @@ from twn_lightning.backbone.encoding import Encoded, encode
 from twn_lightning.backbone.layout import read_config, settings_of
 from twn_lightning.backbone.loading import adapters_folder, load_backbone
 from twn_lightning.backbone.media import load_image, load_video
+from twn_lightning.backbone.packaged import default_adapters
 from twn_lightning.backbone.processor import PROMPT_VERSION
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.evaluation.encoders.batching import BATCH_TOKENS, encode_in_batches, visual_tokens
@@ -234,18 +235,20 @@ def load_trained(
     """The backbone with trained adapters, its gate and the gate's threshold.
 
     Args:
-        model: the backbone; None: the packaged one.
-        adapters_path: a run's `adapters` folder, `nano` or None for the packaged ones. The folder's own settings
-            decide ranks, queries and interface.
+        model: the backbone; None: nano.
+        adapters_path: a run's `adapters` folder, a packaged backbone's name for its own, None for the model's own.
+            The folder's own settings decide ranks, queries and interface.
         threshold: where the folder has none saved.
         device: where to put it.
 
     Raises:
         AdapterError: the folder is not one, or was made for another backbone.
+        ConfigError: a packaged backbone without adapters or weights.
     """
-    folder = adapters_folder(adapters_path or "nano")
+    model = model or ModelSettings()
+    folder = adapters_folder(adapters_path or default_adapters(model.name))
     adapters, interface = settings_of(folder)
-    backbone = load_backbone(model or ModelSettings(), replace(adapters, init_from=None), interface, device)
+    backbone = load_backbone(model, replace(adapters, init_from=None), interface, device)
     state = backbone.load_adapters(folder)
     gate = None if state is None else RoutingGate.from_state(state).to(device).eval()
     return backbone, gate, saved_threshold(folder, threshold)
