@@ -1,10 +1,11 @@
 """Early exit: stop a CoT once the embedding that reads it stands still, on the probes of several seeds.
 
-    python -m experiments.early_exit.collect --plain RUN RUN RUN --anytime RUN RUN RUN
+    python -m experiments.early_exit.collect --plain RUN RUN RUN [--anytime RUN RUN RUN]
 
 Each RUN is a run folder of `twn probe prefixes`, one per training seed, in the same order on both sides, all on the
-same queries. The exit rule of each seed is chosen on its calibration split. Writes results.json, the figure and the
-table of README.md.
+same queries: of adapters trained on whole CoTs (plain) and, where there are any, of adapters trained on cut CoTs too
+(anytime). The exit rule of each seed is chosen on its calibration split. Writes results.json, the figure and the table
+of README.md.
 
 Shape letters: S training seeds, N queries.
 """
@@ -18,12 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from experiments.studies.figures import COLORS, percent_axis, styled
+from experiments.early_exit.figures import draw_quality_tokens
 from experiments.studies.prefixes import PrefixRun, read_prefix_runs
-from experiments.studies.study import Claim, as_dict, judged, markdown_table, save_figure, show, write_study
+from experiments.studies.study import Claim, as_dict, judged, markdown_table, show, write_study
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.early_exit import cheapest_rule, leave_early
 from twn_lightning.metrics import (
@@ -36,6 +36,7 @@ from twn_lightning.metrics import (
 FOLDER = Path(__file__).parent
 TOLERANCES, PATIENCES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), (1, 2)
 RULES = tuple(product(TOLERANCES, PATIENCES))
+TRAINING = {"plain": "Trained on whole CoTs", "anytime": "Trained on cut CoTs too"}
 QUALITY_LOSS = 0.01
 """What a rule may lose on the calibration split."""
 TOKEN_SHARES = np.linspace(0, 1, 41)
@@ -95,15 +96,18 @@ def gate_curve(runs: Sequence[PrefixRun]) -> FloatArray:
 
 
 def systems_of(runs: Sequence[PrefixRun], rules: Mapping[str, list[tuple[float, int]]]) -> dict[str, Routed]:
-    """Always and the gate, with and without early exit, and the gate at the tokens of its early exit."""
+    """Always and the gate, with and without early exit, and the gate at the tokens of either early exit."""
     never_leave = [(0.0, 1)] * len(runs)
     found = {
         "always": under(runs, never_leave, gated=False),
-        "always, early exit": under(runs, rules["always"], gated=False),
+        "early exit": under(runs, rules["early exit"], gated=False),
         "gate": under(runs, never_leave, gated=True),
-        "gate, early exit": under(runs, rules["gate"], gated=True),
+        "gate + early exit": under(runs, rules["gate + early exit"], gated=True),
     }
-    return found | {"gate, equal tokens": gate_at_equal_tokens(runs, found["gate, early exit"].tokens_SN)}
+    return found | {
+        f"gate, tokens of {name}": gate_at_equal_tokens(runs, found[name].tokens_SN)
+        for name in ("early exit", "gate + early exit")
+    }
 
 
 def arm_numbers(
@@ -138,76 +142,93 @@ def arm_numbers(
     }
 
 
-def collect(plain_folders: Sequence[Path], anytime_folders: Sequence[Path]) -> tuple[dict[str, Any], list[Claim]]:
+def collect(plain_folders: Sequence[Path], anytime_folders: Sequence[Path] = ()) -> tuple[dict[str, Any], list[Claim]]:
     """The numbers and the claims of the study."""
-    both = read_prefix_runs([*plain_folders, *anytime_folders])
-    arms = {"plain": both[: len(plain_folders)], "anytime": both[len(plain_folders) :]}
-    if len(arms["plain"]) != len(arms["anytime"]):
-        raise DataError(f"{len(arms['plain'])} plain and {len(arms['anytime'])} anytime probes must pair up by seed")
+    n_seeds = len(plain_folders)
+    if anytime_folders and len(anytime_folders) != n_seeds:
+        raise DataError(f"{n_seeds} plain and {len(anytime_folders)} anytime probes must pair up by seed")
+    runs = read_prefix_runs([*plain_folders, *anytime_folders])
+    arms = {"plain": runs[:n_seeds]} | ({"anytime": runs[n_seeds:]} if anytime_folders else {})
     rules = {
-        arm: {"always": chosen_rules(runs, gated=False), "gate": chosen_rules(runs, gated=True)}
-        for arm, runs in arms.items()
+        arm: {"early exit": chosen_rules(found, gated=False), "gate + early exit": chosen_rules(found, gated=True)}
+        for arm, found in arms.items()
     }
-    systems = {arm: systems_of(runs, rules[arm]) for arm, runs in arms.items()}
+    systems = {arm: systems_of(found, rules[arm]) for arm, found in arms.items()}
+    test = runs[0].test
     numbers = {
-        "n_seeds": len(arms["plain"]),
-        "n_queries": len(both[0].test),
-        "stride": int(both[0].test.cuts_P[1]),
+        "n_seeds": n_seeds,
+        "n_queries": len(test),
+        "stride": int(test.cuts_P[1]),
         "quality_loss": QUALITY_LOSS,
-        "arms": {arm: arm_numbers(runs, rules[arm], systems[arm]) for arm, runs in arms.items()},
+        "arms": {arm: arm_numbers(found, rules[arm], systems[arm]) for arm, found in arms.items()},
     }
-    early = systems["anytime"]["gate, early exit"]
-    plain_gate = gate_at_equal_tokens(arms["plain"], early.tokens_SN)
-    return numbers, claims_of(systems, plain_gate, numbers["n_seeds"], numbers["n_queries"])
+    claims = [claim for arm in arms for claim in claims_of(arm, systems[arm])]
+    if anytime_folders:
+        plain_gate = gate_at_equal_tokens(arms["plain"], systems["anytime"]["gate + early exit"].tokens_SN)
+        claims += claims_of_cutting(systems["plain"], systems["anytime"], plain_gate)
+    return numbers, claims
 
 
-def claims_of(
-    systems: Mapping[str, Mapping[str, Routed]], plain_gate: Routed, n_seeds: int, n_queries: int
-) -> list[Claim]:
-    """What the study decides; the bars are those that were set before it ran."""
-    plain, anytime = systems["plain"], systems["anytime"]
-    always, early, gated = anytime["always"], anytime["always, early exit"], anytime["gate, early exit"]
-    size = {"n_seeds": n_seeds, "n_queries": n_queries}
+def minus(id: str, text: str, first: Routed, second: Routed, at_least: float = ABOVE) -> Claim:
+    """A claim on the quality of one system minus that of another."""
+    n_seeds, n_queries = first.quality_SN.shape
+    difference = paired_bootstrap_over_seeds(first.quality_SN, second.quality_SN)
+    return judged(id, text, difference, at_least=at_least, n_seeds=n_seeds, n_queries=n_queries)
 
-    def minus(id: str, text: str, first: Routed, second: Routed, at_least: float = ABOVE) -> Claim:
-        difference = paired_bootstrap_over_seeds(first.quality_SN, second.quality_SN)
-        return judged(id, text, difference, at_least=at_least, **size)
 
-    share = bootstrap_over_seeds(np.divide, early.tokens_SN, always.tokens_SN)
+def claims_of(arm: str, systems: Mapping[str, Routed]) -> list[Claim]:
+    """What the study decides on one way of training; the bars are those that were set before it ran."""
+    always, early = systems["always"], systems["early exit"]
+    n_seeds, n_queries = early.tokens_SN.shape
     return [
         minus(
-            "anytime_costs_nothing",
-            "Training on cut CoTs costs whole CoTs at most half a point",
-            always,
-            plain["always"],
-            -0.005,
-        ),
-        minus(
-            "keeps_quality",
-            "Trained on cut CoTs, leaving early loses at most one point to whole CoTs",
+            f"{arm}_keeps_quality",
+            f"{TRAINING[arm]}, early exit loses at most one point to whole CoTs",
             early,
             always,
             -QUALITY_LOSS,
         ),
         judged(
-            "saves_tokens",
-            "Trained on cut CoTs, leaving early saves at least a tenth of always' tokens",
-            share,
+            f"{arm}_saves_tokens",
+            f"{TRAINING[arm]}, early exit saves at least a tenth of always' tokens",
+            bootstrap_over_seeds(np.divide, early.tokens_SN, always.tokens_SN),
             at_most=0.9,
             unit="percent",
-            **size,
+            n_seeds=n_seeds,
+            n_queries=n_queries,
         ),
         minus(
-            "above_own_gate",
-            "The gate with early exit is above the same gate alone at equal tokens",
-            gated,
-            anytime["gate, equal tokens"],
+            f"{arm}_exit_above_gate",
+            f"{TRAINING[arm]}, early exit is above the gate at equal tokens",
+            early,
+            systems["gate, tokens of early exit"],
         ),
         minus(
-            "above_plain_gate",
-            "The gate with early exit is above the gate of plain training at equal tokens",
-            gated,
-            plain_gate,
+            f"{arm}_both_above_gate",
+            f"{TRAINING[arm]}, the gate with early exit is above the gate alone at equal tokens",
+            systems["gate + early exit"],
+            systems["gate, tokens of gate + early exit"],
+        ),
+    ]
+
+
+def claims_of_cutting(
+    plain: Mapping[str, Routed], anytime: Mapping[str, Routed], plain_gate_at_equal_tokens: Routed
+) -> list[Claim]:
+    """What the study decides between the two ways of training."""
+    return [
+        minus(
+            "cutting_costs_nothing",
+            "Training on cut CoTs costs whole CoTs at most half a point",
+            anytime["always"],
+            plain["always"],
+            -0.005,
+        ),
+        minus(
+            "cutting_above_plain_gate",
+            "Trained on cut CoTs too, the gate with early exit is above the gate of plain training at equal tokens",
+            anytime["gate + early exit"],
+            plain_gate_at_equal_tokens,
         ),
     ]
 
@@ -227,7 +248,8 @@ def table(results: Mapping[str, Any]) -> str:
         for name, row in found["systems"].items()
     ]
     rules = "; ".join(
-        f"{arm}, {name}: " + ", ".join(f"{tolerance:g} x {patience}" for tolerance, patience in seeds)
+        f"{arm}, {name}: "
+        + ", ".join(f"{tolerance:g} x {patience}" if tolerance else "never" for tolerance, patience in seeds)
         for arm, found in results["arms"].items()
         for name, seeds in found["rules"].items()
     )
@@ -235,41 +257,23 @@ def table(results: Mapping[str, Any]) -> str:
         [
             f"{results['n_seeds']} seeds x {results['n_queries']:,} queries; 95 % intervals over seeds and queries; "
             "hit@1 and shares in per cent.",
-            markdown_table(["training", "system", "hit@1", "minus always", "tokens a query", "of always'"], rows),
-            f"Rules chosen on calibration, tolerance x patience by seed: {rules}. A check every {results['stride']} "
-            "tokens.",
+            markdown_table(
+                ["training", "system", "hit@1", "minus always", "tokens a query", "of always'"], rows, text_columns=2
+            ),
+            f"Rules chosen on calibration, tolerance x patience of each seed: {rules}. "
+            f"A check every {results['stride']} tokens.",
             "![Quality against tokens](quality_tokens.svg)",
         ]
     )
 
 
-def draw(numbers: Mapping[str, Any], path: Path) -> None:
-    """Every exit rule, with and without the gate, against the gate alone at any threshold; one panel for each arm."""
-    with styled():
-        figure = Figure(figsize=(7.6, 3.4), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, (arm, found) in zip(panels, numbers["arms"].items(), strict=True):
-            curve = found["gate_curve"]
-            axes.plot(curve["token_share"], curve["quality"], color=COLORS["adaptive"], label="gate, any threshold")
-            for gated, name, marker in ((False, "always", "^"), (True, "oracle", "o")):
-                rules = [rule for rule in found["all_rules"] if rule["gated"] == gated]
-                shares, quality = ([rule[key] for rule in rules] for key in ("token_share", "quality"))
-                label = f"early exit, {'gate' if gated else 'always'}"
-                axes.plot(shares, quality, marker, color=COLORS[name], markersize=4, label=label)
-            axes.set_title(f"{arm} training")
-            axes.set_xlabel("share of always' tokens")
-        percent_axis(panels[0], "hit@1")
-        panels[0].legend()
-        save_figure(figure, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plain", nargs="+", type=Path, required=True)
-    parser.add_argument("--anytime", nargs="+", type=Path, required=True)
+    parser.add_argument("--anytime", nargs="+", type=Path, default=[])
     chosen = parser.parse_args()
     numbers, claims = collect(chosen.plain, chosen.anytime)
-    draw(numbers, FOLDER / "quality_tokens.svg")
+    draw_quality_tokens(numbers, FOLDER / "quality_tokens.svg")
     write_study(FOLDER, numbers, claims, table)
 
 

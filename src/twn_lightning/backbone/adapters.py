@@ -120,6 +120,13 @@ class AdapterSet:
             if name is not None:
                 layer._active_adapter = [name]
 
+    def cast_inputs(self, wanted: bool) -> None:
+        """Whether PEFT casts what a LoRA reads to the LoRA's float32. Under autocast that is a detour: its products
+        are computed in the lower precision anyway.
+        """
+        for layer in self._layers.values():
+            layer.cast_input_dtype_enabled = wanted
+
     @contextmanager
     def pin(self, name: str | None) -> Iterator[None]:
         """Run the body under one adapter (None: the bare backbone), whatever was pinned before; nests.

@@ -39,25 +39,42 @@ def _checkpointed(forward: Callable[..., Tensor], index: int, adapters: AdapterS
         pinned = adapters.pinned
         past = past_key_values.past_of(index)
 
-        def layer(hidden: Tensor, *past_tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            view = _OneLayerView(past_tensors)
+        def layer(hidden: Tensor, *past_tensors: Tensor) -> tuple[Tensor, ...]:
+            view = OneLayerView(past_tensors)
             with adapters.pin(pinned):
                 output = forward(hidden, *args, past_key_values=view, **kwargs)
-            return output, *view.new[index]
+            return output, *view.added
 
         output, key, value = checkpoint(layer, hidden_states, *(past or ()), use_reentrant=False)
-        past_key_values.new[index] = (key, value)
+        past_key_values.add(index, key, value)
         return output
 
     return run
 
 
-class _OneLayerView(CacheView):
-    """The cache as the one layer that is being recomputed sees it."""
+class OneLayerView(CacheView):
+    """The cache as one layer sees it that runs as a function of its own.
+
+    Args:
+        past: the layer's keys and values so far; empty where there are none.
+    """
 
     def __init__(self, past: tuple[Tensor, ...]):
         super().__init__()
         self._own = past
+        self.added: tuple[Tensor, ...] = ()
+        """The layer's new keys and values."""
 
     def past_of(self, layer_idx: int) -> tuple[Tensor, Tensor] | None:
         return (self._own[0], self._own[1]) if self._own else None
+
+    def add(self, layer_idx: int, key: Tensor, value: Tensor) -> None:
+        self.added = (key, value)
+
+    def update(
+        self, key: Tensor, value: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        self.added = (key, value)  # not by `layer_idx`: compiled code must not depend on it
+        if not self._own:
+            return key, value
+        return torch.cat([self._own[0], key], dim=2), torch.cat([self._own[1], value], dim=2)

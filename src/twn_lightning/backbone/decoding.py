@@ -2,30 +2,29 @@
 
 Stops on text: a CoT ends with the token that completes the string `</answer>`, which may be several tokens and may
 merge with neighbours. Rows that are done leave the batch. The last token is run too, so it is in the cache, and the
-state that comes back equals a teacher-forced one.
+state that comes back equals a teacher-forced one. `decoding_engine` says what runs the steps.
 
-Shape letters: B rows, A rows still decoding, L padded prompt length, T CoT tokens so far, V vocabulary.
+Shape letters: B rows, A rows in the batch, L padded prompt length, T CoT tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from twn_lightning.backbone.decoding_engine import DecodingEngine, engine_for
+from twn_lightning.backbone.decoding_rows import Rows, TokenRules
+from twn_lightning.backbone.decoding_steps import ColumnCache
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.backbone.early_exit import ExitRule, ExitWatch
-from twn_lightning.backbone.interface import CacheView, KeyValues, ReasonerState
-from twn_lightning.backbone.processor import ANSWER_CLOSE
+from twn_lightning.backbone.interface import KeyValues, ReasonerState
+from twn_lightning.backbone.step_model import PlainModel, StepModel
 from twn_lightning.types import CotBatch
-
-COMPACT_BELOW = 0.75
-"""Drop finished rows once fewer than this share is still decoding: dropping copies the cache."""
 
 
 @dataclass
@@ -60,7 +59,7 @@ def decode_cots(
         max_new_tokens: the cap; a CoT that has not closed by then has `closed_B` False.
         temperature: 0 is greedy.
         completions: CoTs per row; rows are repeated prompt-major.
-        generator: random numbers for sampling.
+        generator: random numbers for sampling. A row's sample does not depend on when other rows end.
         exit_rule: when to leave a CoT early; never, by default.
 
     Returns:
@@ -68,158 +67,160 @@ def decode_cots(
     """
     if completions > 1:
         state = state.select([r for r in range(len(state)) for _ in range(completions)])
-    run = _Run(backbone, state, max_new_tokens)
+    engine = engine_for(backbone)
+    run = _Run(backbone, engine, state, max_new_tokens, engine.rules(backbone, temperature), generator)
     watch = None if exit_rule is None else ExitWatch(backbone, exit_rule, state)
-    hidden_AD = state.last_hidden_BD
-    for step in range(max_new_tokens):
-        logits_AV = backbone("logits", hidden_BD=hidden_AD)["logits"].float()
-        ids_A, log_probs_A = _choose(logits_AV, run.banned, temperature, generator)
-        run.accept(step, ids_A, log_probs_A)
-        hidden_AD = run.advance(step)
-        if watch is not None and (step + 1) % watch.rule.stride == 0 and step + 1 < max_new_tokens:
-            run.leave(watch.leaves(run.state_after(step), run.rows_A))
-        if not run.any_rank_running():
-            break
-        hidden_AD = run.drop_finished(hidden_AD)
-    return run.finish()
-
-
-def _choose(
-    logits_AV: Tensor, banned: Tensor, temperature: float, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Next tokens (A,) and their log-probabilities (A,)."""
-    if temperature > 0:
-        logits_AV = logits_AV / temperature
-    log_probs_AV = logits_AV.log_softmax(-1)
-    allowed = log_probs_AV.index_fill(-1, banned, -torch.inf)
-    if temperature > 0:
-        ids_A = torch.multinomial(allowed.exp(), 1, generator=generator)[:, 0]
-    else:
-        ids_A = allowed.argmax(-1)
-    return ids_A, log_probs_AV.gather(1, ids_A[:, None])[:, 0]
+    for tokens in range(1, max_new_tokens + 1):
+        run.next_token()
+        if watch is not None and tokens % watch.rule.stride == 0 and tokens < max_new_tokens:
+            run.leave(watch.leaves(run.state_so_far(), run.live.numbers_A))
+        if tokens % engine.steps.check_every == 0:
+            if not run.any_rank_running():
+                break
+            run.drop_finished()
+    decoded = run.finish()
+    engine.end_run()
+    return decoded
 
 
 class _Run:
-    """The moving parts of one decoding run: which rows are left, their buffers, and what has been written."""
+    """One decoding run: rows in the batch, of which the first `live` count, and those that have left it."""
 
-    def __init__(self, backbone: DualLoRABackbone, state: ReasonerState, cap: int):
-        rows, length = state.prompt_mask_BL.shape
-        device = state.prompt_mask_BL.device
-        self.backbone, self.state, self.cap, self.length = backbone, state, cap, length
-        self.stop = StopText.of(backbone.processor.tokenizer, backbone.shape.vocabulary)
-        self.kinds_V = self.stop.kinds_V.to(device)
-        visual = [backbone.processor.image_id, backbone.processor.video_id]
-        self.banned = torch.tensor([i for i in visual if i is not None], dtype=torch.long, device=device)
-        self.ids_BT = torch.full((rows, cap), backbone.processor.pad_id, dtype=torch.long, device=device)
-        self.mask_BT = torch.zeros(rows, cap, dtype=torch.long, device=device)
-        self.log_probs_BT = torch.zeros(rows, cap, device=device)
-        self.closed_B = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.exited_B = torch.zeros_like(self.closed_B)
-        self.rows_A = torch.arange(rows, device=device)
-        self.running_A = torch.ones(rows, dtype=torch.bool, device=device)
-        self.cache = GrowingCache(state.layers, cap)
-        self.readable_AS = torch.cat(
-            [state.prompt_mask_BL.bool(), torch.ones_like(self.mask_BT, dtype=torch.bool)], dim=1
-        )
-        self.ends_A = state.prompt_end_B
-        self.parked: list[tuple[Tensor, KeyValues]] = []
+    def __init__(
+        self,
+        backbone: DualLoRABackbone,
+        engine: DecodingEngine,
+        state: ReasonerState,
+        cap: int,
+        rules: TokenRules,
+        generator: torch.Generator | None,
+    ):
+        self.backbone, self.engine, self.state = backbone, engine, state
+        self.rules, self.generator = rules, generator
+        self.size, self.length = state.prompt_mask_BL.shape
+        self.used = self.length
+        """Filled columns of the cache."""
+        self.buffers = engine.buffers(state, cap)
+        self.buffers.load(state, rules.padding)
+        self.noise_BV = self.buffers.noise(backbone.shape.vocabulary) if rules.temperature > 0 else None
+        self.parked: list[tuple[Rows, KeyValues]] = []
+        self._keep(self.size)
 
-    def accept(self, step: int, ids_A: Tensor, log_probs_A: Tensor) -> None:
-        """Write the chosen tokens of running rows; note which rows end with them."""
-        ended_A = ids_A == self.backbone.processor.eot_id
-        written_A = self.running_A & ~ended_A
-        rows = self.rows_A[written_A]
-        self.ids_BT[rows, step] = ids_A[written_A]
-        self.mask_BT[rows, step] = 1
-        self.log_probs_BT[rows, step] = log_probs_A[written_A]
-        closes_A = self.kinds_V[ids_A] == StopText.ALWAYS
-        for i in (written_A & (self.kinds_V[ids_A] == StopText.PERHAPS)).nonzero()[:, 0].tolist():
-            row = self.rows_A[i]
-            closes_A[i] = self.stop.completed_by(
-                self.ids_BT[row, max(0, step + 1 - self.stop.window) : step + 1].tolist()
-            )
-        done_A = self.running_A & (ended_A | closes_A)
-        self.closed_B[self.rows_A[done_A]] = True
-        self.running_A = self.running_A & ~done_A
+    def _keep(self, live: int) -> None:
+        """Go on with the first rows of the buffers; those that only fill up the batch do not run."""
+        rows = self.engine.steps.rows(live)
+        self.rows, self.live = self.buffers.rows.head(rows), self.buffers.rows.head(live)
+        self.rows.running_A[live:] = False
+        self.cache = self.buffers.cache.head(rows)
 
-    def advance(self, step: int) -> Tensor:
-        """Run the newest tokens (a row that ends with this one included) and return the hidden states (A, D)."""
-        found = self.backbone(
-            "step",
-            ids_B=self.ids_BT[self.rows_A, step],
-            positions_B=self.ends_A + step,
-            mask_BS=self.readable_AS[:, : self.length + step + 1],
-            cache=self.cache,
-        )
-        self.cache.used += 1
-        hidden: Tensor = found["hidden"]
-        return hidden
+    def next_token(self) -> None:
+        """Choose and write a token for every running row, and run it; a row that ends with it is included."""
+        if self.noise_BV is not None:
+            self.noise_BV[: self.size].exponential_(generator=self.generator)
+        columns = self.engine.steps.columns(self.used + 1)
+        step = partial(_step, self.engine.model, self.rules, self.rows, self.cache, columns, self.noise_BV)
+        self.engine.steps.run((len(self.rows.numbers_A), columns, self.rules.temperature), step)
+        self.used += 1
 
-    def state_after(self, step: int) -> ReasonerState:
-        """The rows still in the run with their CoTs up to a step; keys and values are a view of the cache."""
-        rows = self.rows_A.tolist()
-        cots = CotBatch(self.ids_BT[:, : step + 1], self.mask_BT[:, : step + 1], self.closed_B).select(rows)
+    def state_so_far(self) -> ReasonerState:
+        """The live rows with their CoTs up to now; keys and values are a view of the cache."""
+        numbers_A, live = self.live.numbers_A, len(self.live.numbers_A)
+        cots = CotBatch(*self._written(self.live, self.used - self.length)[:2], self.live.closed_A.clone())
+        ends_A = self.state.prompt_end_B[numbers_A]
         return ReasonerState(
-            layers=self.cache.columns(slice(None)),
-            prompt_mask_BL=self.state.prompt_mask_BL[self.rows_A],
+            layers=[(k[:live, :, : self.used], v[:live, :, : self.used]) for k, v in self.cache.layers],
+            prompt_mask_BL=self.state.prompt_mask_BL[numbers_A],
             cot_mask_BT=cots.mask_BT,
-            prompt_end_B=self.ends_A,
-            readable_end_B=self.ends_A + cots.lengths_B,
-            last_hidden_BD=self.state.last_hidden_BD[self.rows_A],
+            prompt_end_B=ends_A,
+            readable_end_B=ends_A + cots.lengths_B,
+            last_hidden_BD=self.state.last_hidden_BD[numbers_A],
             cot_logits_BTV=None,
-            prompts=self.state.prompts.select(rows),
+            prompts=self.state.prompts.select(numbers_A.tolist()),
             cots=cots,
         )
 
+    def _written(self, rows: Rows, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and log-probabilities of the first CoT columns, each (A, width)."""
+        columns = slice(self.length, self.length + width)
+        steps = torch.arange(width, device=rows.lengths_A.device)
+        mask_AT = (steps < rows.lengths_A[:, None]).long()
+        return rows.ids_AS[:, columns], mask_AT, rows.log_probs_AS[:, columns]
+
     def leave(self, leaves_A: Tensor) -> None:
-        """End the CoTs of some running rows where they are."""
-        self.exited_B[self.rows_A[leaves_A & self.running_A]] = True
-        self.running_A = self.running_A & ~leaves_A
+        """End the CoTs of some live rows where they are."""
+        self.live.exited_A.logical_or_(leaves_A & self.live.running_A)
+        self.live.running_A.logical_and_(~leaves_A)
 
     def any_rank_running(self) -> bool:
         """Whether a row is left. Sharded ranks gather weights together at each step, so all go on until all end."""
-        return any_sharded_rank(self.backbone, self.running_A.any())
+        return any_sharded_rank(self.backbone, self.live.running_A.any())
 
-    def drop_finished(self, hidden_AD: Tensor) -> Tensor:
+    def drop_finished(self) -> None:
         """Park the caches of rows that are done, once there are enough of them to be worth the copy.
 
         A sharded rank without running rows keeps what it has: its steps, whose tokens nobody reads, serve the others.
         """
-        running = int(self.running_A.sum())
-        if running == 0 or running >= COMPACT_BELOW * len(self.running_A):
-            return hidden_AD
-        done_A, kept_A = (~self.running_A).nonzero()[:, 0], self.running_A.nonzero()[:, 0]
-        self.parked.append((self.rows_A[done_A], self.cache.columns(done_A)))
-        self.rows_A, self.ends_A = self.rows_A[kept_A], self.ends_A[kept_A]
-        self.readable_AS = self.readable_AS[kept_A]
-        self.running_A = self.running_A[kept_A]
-        self.cache.keep(kept_A)
-        return hidden_AD[kept_A]
+        running_A = self.live.running_A
+        count = int(running_A.sum())
+        if count == 0 or not self.engine.steps.worth_dropping(count, len(self.rows.numbers_A)):
+            return
+        done_A, kept_A = (~running_A).nonzero()[:, 0], running_A.nonzero()[:, 0]
+        self.parked.append((self.live.select(done_A), self.cache.copy_of(done_A, self.used)))
+        self.buffers.rows.move_to_front(kept_A)
+        self.buffers.cache.move_to_front(kept_A, self.used)
+        self._keep(count)
 
     def finish(self) -> Decoded:
         """Put the parked and the last rows back into their order."""
-        self.parked.append((self.rows_A, self.cache.columns(slice(None))))
-        width = int(self.mask_BT.sum(-1).max()) if self.cap else 0
-        cots = CotBatch(self.ids_BT[:, :width].contiguous(), self.mask_BT[:, :width].contiguous(), self.closed_B)
-        layers = []
-        for index, (key, value) in enumerate(self.state.layers):
-            pair = []
-            for part, prompt in enumerate((key, value)):
-                whole = prompt.new_zeros(*prompt.shape[:2], self.length + width, prompt.shape[3])
-                for rows, parked in self.parked:
-                    columns = parked[index][part][:, :, : self.length + width]
-                    whole[rows, :, : columns.shape[2]] = columns
-                pair.append(whole)
-            layers.append((pair[0], pair[1]))
+        live = len(self.live.numbers_A)
+        pieces = [*self.parked, (self.live, [(k[:live], v[:live]) for k, v in self.cache.layers])]
+        order_B = torch.cat([rows.numbers_A for rows, _ in pieces]).argsort()
+        width = max(int(rows.lengths_A.max()) for rows, _ in pieces)
+        written = [self._written(rows, width) for rows, _ in pieces]
+        ids_BT, mask_BT, log_probs_BT = (torch.cat(parts)[order_B] for parts in zip(*written, strict=True))
+        closed_B, exited_B = (
+            torch.cat([flags(rows) for rows, _ in pieces])[order_B]
+            for flags in (lambda rows: rows.closed_A, lambda rows: rows.exited_A)
+        )
+        cots = CotBatch(ids_BT, mask_BT, closed_B)
         state = replace(
             self.state,
-            layers=layers,
+            layers=self._layers(pieces, self.length + width),
             cot_mask_BT=cots.mask_BT,
             readable_end_B=self.state.prompt_end_B + cots.lengths_B,
             cot_logits_BTV=None,
             cots=cots,
         )
-        return Decoded(cots, self.log_probs_BT[:, :width].contiguous(), state, self.exited_B)
+        return Decoded(cots, log_probs_BT, state, exited_B)
+
+    def _layers(self, pieces: list[tuple[Rows, KeyValues]], columns: int) -> KeyValues:
+        """Keys and values of all rows, in tensors of their own: the buffers serve the next run."""
+        layers = []
+        for index, pair in enumerate(self.state.layers):
+            whole = tuple(t.new_zeros(*t.shape[:2], columns, t.shape[3]) for t in pair)
+            for rows, parked in pieces:
+                for target, source in zip(whole, parked[index], strict=True):
+                    source = source[:, :, :columns]
+                    target[rows.numbers_A, :, : source.shape[2]] = source.to(target.dtype)
+            layers.append((whole[0], whole[1]))
+        return layers
+
+
+def _step(
+    model: PlainModel | StepModel,
+    rules: TokenRules,
+    rows: Rows,
+    cache: ColumnCache,
+    columns: int,
+    noise_BV: Tensor | None,
+) -> None:
+    """One token per row. Operations on tensors that outlive the run, all in place: what a recording repeats."""
+    cache.visible = columns
+    ids_A, log_probs_A = rules.choose(model.logits(rows.hidden_AD).float(), rows, noise_BV)
+    ids_A = rules.write(rows, ids_A, log_probs_A, cache.column)
+    rows.hidden_AD.copy_(model.step(ids_A, rows.positions_A, rows.readable_AS[:, :columns], cache))
+    rows.positions_A.add_(1)
+    cache.column.add_(1)
 
 
 def any_sharded_rank(backbone: DualLoRABackbone, flag: Tensor) -> bool:
@@ -228,70 +229,3 @@ def any_sharded_rank(backbone: DualLoRABackbone, flag: Tensor) -> bool:
         flag = flag.long()
         dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
-
-
-class GrowingCache(CacheView):
-    """A cache with room for the tokens to come: a step writes one column instead of copying all of them."""
-
-    def __init__(self, layers: KeyValues, room: int):
-        super().__init__()
-        self.used = layers[0][0].shape[2]
-        self.buffers = [(self._widen(k, room), self._widen(v, room)) for k, v in layers]
-
-    @staticmethod
-    def _widen(tensor: Tensor, room: int) -> Tensor:
-        rows, heads, columns, dim = tensor.shape
-        buffer = tensor.new_empty(rows, heads, columns + room, dim)
-        buffer[:, :, :columns] = tensor
-        return buffer
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.used
-
-    def update(
-        self, key: Tensor, value: Tensor, layer_idx: int, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        end = self.used + key.shape[2]
-        keys, values = self.buffers[layer_idx]
-        keys[:, :, self.used : end] = key
-        values[:, :, self.used : end] = value
-        return keys[:, :, :end], values[:, :, :end]
-
-    def columns(self, rows: Tensor | slice) -> KeyValues:
-        """The filled columns of some rows."""
-        return [(k[rows, :, : self.used], v[rows, :, : self.used]) for k, v in self.buffers]
-
-    def keep(self, rows: Tensor) -> None:
-        self.buffers = [(k[rows], v[rows]) for k, v in self.buffers]
-
-
-class StopText:
-    """Which tokens can complete `</answer>`: known per token id, so only few rows need their text looked at."""
-
-    NEVER, PERHAPS, ALWAYS = 0, 1, 2
-
-    def __init__(self, tokenizer: Any, vocabulary: int):
-        self.texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
-        self.texts += [""] * (vocabulary - len(self.texts))
-        self.kinds_V = torch.tensor([self._kind(text) for text in self.texts], dtype=torch.uint8)
-        self.window = len(ANSWER_CLOSE)
-
-    @classmethod
-    def of(cls, tokenizer: Any, vocabulary: int) -> StopText:
-        return _stop_text(tokenizer, vocabulary)
-
-    @classmethod
-    def _kind(cls, text: str) -> int:
-        if ANSWER_CLOSE in text:
-            return cls.ALWAYS
-        completes = any(text.startswith(ANSWER_CLOSE[-n:]) for n in range(1, len(ANSWER_CLOSE)))
-        return cls.PERHAPS if completes else cls.NEVER
-
-    def completed_by(self, ids: list[int]) -> bool:
-        """Whether the text of the last tokens contains the tag; it did not before the newest one."""
-        return ANSWER_CLOSE in "".join(self.texts[i] for i in ids)
-
-
-@lru_cache(maxsize=8)
-def _stop_text(tokenizer: Any, vocabulary: int) -> StopText:
-    return StopText(tokenizer, vocabulary)

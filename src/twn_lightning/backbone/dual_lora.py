@@ -27,6 +27,7 @@ from twn_lightning.backbone.adapters import (
     full_tensor,
 )
 from twn_lightning.backbone.checkpointing import checkpoint_layers
+from twn_lightning.backbone.compiling import compile_layers
 from twn_lightning.backbone.interface import ReasonerState
 from twn_lightning.backbone.parameters import LanguageModelShape, added_parameter_ratio_for, added_parameters
 from twn_lightning.backbone.passes import TwoPasses
@@ -74,6 +75,8 @@ class DualLoRABackbone(TwoPasses):
         self.digest = layout.backbone_digest(model)
         self.queries = nn.Parameter(torch.randn(adapters.num_queries, self.hidden_size) * adapters.query_std)
         self.adapters = AdapterSet(model, adapters)
+        if interface.compile_layers:
+            compile_layers(self.language_model.layers)
         if interface.activation_checkpointing:
             checkpoint_layers(self.language_model.layers, self.adapters)
         self.train(self.training)

@@ -240,11 +240,15 @@ class CacheView:
         self, key: Tensor, value: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Called by each attention layer with its new columns; returns what it should attend to."""
-        self.new[layer_idx] = (key, value)
+        self.add(layer_idx, key, value)
         past = self.past_of(layer_idx)
         if past is None:
             return key, value
         return torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+
+    def add(self, layer_idx: int, key: Tensor, value: Tensor) -> None:
+        """Remember a layer's new columns."""
+        self.new[layer_idx] = (key, value)
 
     def new_layers(self) -> KeyValues:
         return [self.new[i] for i in sorted(self.new)]

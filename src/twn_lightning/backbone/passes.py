@@ -67,6 +67,11 @@ class TwoPasses(nn.Module):
     _reasoner: str = REASONING
 
     @property
+    def reasoner(self) -> str:
+        """The adapter that reads and writes CoTs now; `DualLoRABackbone.pin` changes it."""
+        return self._reasoner
+
+    @property
     def language_model(self) -> Any:
         """The transformers text model: embeddings, decoder layers, final norm."""
         return self.model.model.language_model  # type: ignore[union-attr]
@@ -82,6 +87,7 @@ class TwoPasses(nn.Module):
         """Hidden states after the final norm. The mask is boolean; only eager attention needs it additive."""
         if self.language_model.config._attn_implementation == "eager":
             mask = torch.zeros_like(mask, dtype=embeds_BSD.dtype).masked_fill(~mask, torch.finfo(embeds_BSD.dtype).min)
+        self.adapters.cast_inputs(not torch.is_autocast_enabled(embeds_BSD.device.type))
         output = self.language_model(
             inputs_embeds=embeds_BSD,
             attention_mask=mask,

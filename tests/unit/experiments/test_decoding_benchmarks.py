@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ def test_decode_compares_ways_that_write_the_same(monkeypatch, tmp_path, capsys)
     for found in result["outputs"].values():
         assert found["tokens_as_generate"] == 1
         assert found["log_prob_drift_mean"] < 1e-5
+    assert result["nano"]["mean_length"] < result["nano"]["longest"]
     ways = {"ours, unmerged", "ours, merged copy", "ours, plain", decode.PEER, f"{decode.PEER}, merged"}
     assert set(result["rates"]) == ways
     assert result["times_generate"][decode.PEER] == 1
@@ -44,14 +46,21 @@ def test_decode_compares_ways_that_write_the_same(monkeypatch, tmp_path, capsys)
 
 def test_a_rate_leaves_out_the_reading_of_the_prompts():
     bench = decode.Benchmark(decoders.build_decoders("midsize", torch.device("cpu"), torch.float32, 2), 5)
-    seconds = {"ours, unmerged": 1.0, "ours, reading": 3.0, decode.PEER: 10.0, f"{decode.PEER}, reading": 2.0}
+    bench.after_first[decode.PEER] = [99.0, 8.0]  # the first is a warm-up
+    seconds = {"ours, unmerged": 1.0, decode.READING: 3.0, decode.PEER: 10.0}
     rates = bench.rates({name: Timing([value]) for name, value in seconds.items()})
-    assert rates["ours, unmerged"] == {
-        "tokens_per_second": 10.0,
-        "with_reading": 2.5,
-        "milliseconds_per_step": 200.0,
+    assert rates == {
+        "ours, unmerged": {"tokens_per_second": 10.0, "with_reading": 2.5, "milliseconds_per_step": 200.0},
+        decode.PEER: {"tokens_per_second": 1.0, "with_reading": 1.0, "milliseconds_per_step": 2000.0},
     }
-    assert rates[decode.PEER] == {"tokens_per_second": 1.0, "with_reading": 1.0, "milliseconds_per_step": 2000.0}
+
+
+def test_the_clock_of_generate_starts_at_the_first_token():
+    found = decoders.build_decoders("midsize", torch.device("cpu"), torch.float32, 2, merged_peer=False)
+    began = time.perf_counter()
+    several, one = decoders.peer_generate(found, 6), decoders.peer_generate(found, 1)
+    assert 0 < one.seconds_after_first < several.seconds_after_first < time.perf_counter() - began
+    assert torch.equal(several.ids_BT[:, :1], one.ids_BT)
 
 
 def test_a_part_that_fails_leaves_the_others(capsys):

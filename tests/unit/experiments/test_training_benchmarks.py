@@ -64,15 +64,24 @@ def test_utilisation_counts_the_decoder_layers_only():
     assert found["mfu"] == pytest.approx((4 * layers * batch.tokens + 2 * 1000 * 32) / 2e6)
 
 
-def test_a_stage_1_step_costs_less_than_reading_again(monkeypatch, tmp_path):
-    arguments = ["--rounds", "1", "--batch", "4", "--chunk", "2", "--side", "4", "--cot-tokens", "5"]
-    found = run(monkeypatch, tmp_path, sft_step, *arguments)
-    for part in ("without cached representations", "with cached representations"):
+def test_a_stage_1_step_is_compared_with_reading_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(sft_step, "grown_memory", lambda part: dict.fromkeys(sft_step.WAYS, 2.0))
+    sizes = ["--batch", "4", "--whole-batch", "3", "--chunk", "2", "--side", "4", "--cot-tokens", "5"]
+    found = run(monkeypatch, tmp_path, sft_step, "--size", "midsize", "--rounds", "1", *sizes)
+    for part, rows, peer_chunk in ((sft_step.WHOLE, 3, 3), (sft_step.CHUNKED, 4, 2)):
         assert found[part]["outputs_agree"]
-        for way in ("ours", "ours, caches read again"):
+        assert (found[part]["batch"], found[part]["peer_chunk"]) == (rows, peer_chunk)
+        for way in sft_step.WAYS.keys() - {sft_step.PEER}:
             assert found[part]["ways"][way]["speedup"]["ratio"] > 0
-    assert found["with cached representations"]["batch"] == 4
-    assert found["without cached representations"]["batch"] == 2
+            assert found[part]["ways"][way]["memory_ratio"] == 1
+
+
+def test_memory_is_measured_in_processes_of_their_own(monkeypatch):
+    sizes = ["--whole-batch", "16", "--chunk", "4", "--side", "4", "--cot-tokens", "40"]
+    monkeypatch.setattr("sys.argv", ["sft_step", "--size", "midsize", *sizes])
+    monkeypatch.delitem(sft_step.WAYS, "ours, caches read again")
+    grown = sft_step.grown_memory(sft_step.WHOLE)
+    assert grown["ours"] < grown[sft_step.PEER], "four rows at a time against sixteen"
 
 
 def test_a_stage_runs_on_one_rank_of_fsdp2(tmp_path):

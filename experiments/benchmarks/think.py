@@ -1,0 +1,153 @@
+"""Thinking where it is needed, over one cache: adaptive encoding and pass E against generating and reading again.
+
+    python -m experiments.benchmarks.think               # on a GPU the shape of Qwen3-VL-4B in bf16, else a small one
+
+The peer is how UME-R1 evaluates: Hugging Face's `generate` writes a CoT for every prompt, then prompt and CoT are read
+again, with the images, under the embedding adapter. Ours reads a prompt once, thinks for half of the prompts, and runs
+the queries over the cache. Weights, adapters, prompts and CoT lengths are the same. Writes think_cuda.json or
+think_cpu.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.benchmarks.decode import attempt
+from experiments.benchmarks.decoders import Decoders, build_decoders, peer_generate, reencode
+from experiments.benchmarks.pairs import Timing, in_turn, speedup, write_result
+from twn_lightning.backbone.decoding import Decoded, decode_cots
+from twn_lightning.backbone.decoding_engine import DecodingEngine, decoding_with, make_engine
+
+ADAPTIVE, ALWAYS = "ours, adaptive", "transformers, always"
+PASS_E, REENCODE = "pass E on the cache", "prompt, CoT and queries read again"
+BARS = {
+    "cuda": {"adaptive_encode": 6.0, "embed_after_think": 4.0},
+    "cpu": {"adaptive_encode": 3.0, "embed_after_think": 4.0},
+}
+"""Required ratios; on a GPU, of an H100."""
+
+
+class Benchmark:
+    """The ways of embedding one batch, of which half needs thought.
+
+    Args:
+        decoders: models and prompts.
+        tokens: of every CoT.
+    """
+
+    def __init__(self, decoders: Decoders, tokens: int):
+        self.decoders, self.tokens = decoders, tokens
+        self.thinking = list(range(0, len(decoders.prompts), 2))
+        self.decoded = self.think(list(range(len(decoders.prompts))))
+
+    @torch.no_grad()
+    def think(self, rows: list[int]) -> Decoded:
+        """CoTs of some prompts."""
+        ours = self.decoders.ours
+        return decode_cots(ours, ours.reason(self.decoders.prompts).select(rows), max_new_tokens=self.tokens)
+
+    @torch.no_grad()
+    def adaptive(self, engine: DecodingEngine, rows: list[int] | None = None) -> Tensor:
+        """Embeddings (B, D): every prompt is read and embedded, some rows think and are embedded with their CoT."""
+        ours = self.decoders.ours
+        rows = self.thinking if rows is None else rows
+        state = ours.reason(self.decoders.prompts)
+        found = ours.embed(state, ["discriminative"]).discriminative_BD
+        assert found is not None
+        with decoding_with(ours, engine):
+            decoded = decode_cots(ours, state.select(rows), max_new_tokens=self.tokens)
+        generative = ours.embed(decoded.state, ["generative"]).generative_BD
+        assert generative is not None
+        found[rows] = generative
+        return found
+
+    def always(self) -> Tensor:
+        """The peer's embeddings (B, D)."""
+        return reencode(self.decoders.peer, self.decoders.prompts, peer_generate(self.decoders, self.tokens).ids_BT)
+
+    @torch.no_grad()
+    def pass_e(self) -> Tensor:
+        found = self.decoders.ours.embed(self.decoded.state, ["generative"]).generative_BD
+        assert found is not None
+        return found
+
+    def reencode(self) -> Tensor:
+        return reencode(self.decoders.peer, self.decoders.prompts, self.decoded.cots.ids_BT)
+
+    def ways(self) -> dict[str, Callable[[], Any]]:
+        """Adaptive and always thinking, ours with both decoders, and the embedding of CoTs that are there."""
+        fused, merged = (make_engine(self.decoders.ours, way) for way in ("fused", "merged"))
+        everyone = list(range(len(self.decoders.prompts)))
+        return {
+            ADAPTIVE: lambda: self.adaptive(fused),
+            "ours, adaptive, merged copy": lambda: self.adaptive(merged),
+            "ours, always": lambda: self.adaptive(fused, everyone),
+            ALWAYS: self.always,
+            PASS_E: self.pass_e,
+            REENCODE: self.reencode,
+        }
+
+    def outputs(self) -> dict[str, Any]:
+        """What the two sides make of the same prompts: tokens, and the cosine of an embedding to one made again.
+
+        The interfaces differ (the cache of the reasoner, or the embedder's own reading), so embeddings are compared
+        within ours: over the grown cache against over the cache of one pass over prompt and CoT.
+        """
+        ours, cots = self.decoders.ours, self.decoded.cots
+        with torch.no_grad():
+            forced = ours.embed(ours.reason(self.decoders.prompts, cots), ["generative"]).generative_BD
+        assert forced is not None
+        theirs_BT = peer_generate(self.decoders, self.tokens).ids_BT[:, : cots.ids_BT.shape[1]]
+        return {
+            "tokens_as_generate": float((theirs_BT == cots.ids_BT).float().mean()),
+            "least_cosine_to_one_pass": float((self.pass_e() * forced).sum(-1).min()),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", help="qwen3vl_4b on a GPU, midsize on a CPU by default")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", help="folder of the result")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = device.type == "cuda"
+    size, dtype = args.size or ("qwen3vl_4b" if cuda else "midsize"), torch.bfloat16 if cuda else torch.float32
+    bench = Benchmark(build_decoders(size, device, dtype, args.rows, merged_peer=False), args.tokens)
+    result: dict[str, Any] = {
+        "command": " ".join(["python -m experiments.benchmarks.think", *sys.argv[1:]]),
+        "model": size,
+        "dtype": str(dtype),
+        "rows": args.rows,
+        "tokens": args.tokens,
+    }
+    attempt(result, "outputs", bench.outputs)
+    timings = in_turn(bench.ways(), device, rounds=args.rounds)
+    result |= ratios(timings, device.type, args.rows)
+    result["timings"] = {name: timing.record() for name, timing in timings.items()}
+    write_result(f"think_{device.type}", result, args.out)
+    for name in ("adaptive_encode", "embed_after_think", "items_per_second", "outputs"):
+        print(f"{name}: {result[name]}")
+
+
+def ratios(timings: dict[str, Timing], device: str, rows: int) -> dict[str, Any]:
+    """The two rows of the table of speed, and items per second of every way."""
+    pairs = {"adaptive_encode": (ALWAYS, ADAPTIVE), "embed_after_think": (REENCODE, PASS_E)}
+    found: dict[str, Any] = {
+        name: {"speedup": speedup(timings[peer], timings[ours]), "bar": BARS[device][name]}
+        for name, (peer, ours) in pairs.items()
+    }
+    found["items_per_second"] = {name: rows / t.median for name, t in timings.items() if not t.error}
+    return found
+
+
+if __name__ == "__main__":
+    main()
