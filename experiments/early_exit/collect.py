@@ -138,6 +138,10 @@ def arm_numbers(
             for rule in RULES
             for found in [under(runs, [rule] * len(runs), gated)]
         ],
+        "stopped_after": {
+            "tokens": runs[0].test.cuts_P,
+            "quality": np.mean([run.test.hit_NP.mean(axis=0) for run in runs], axis=0),
+        },
         "gate_curve": {"token_share": TOKEN_SHARES, "quality": gate_curve(runs)},
     }
 
@@ -253,6 +257,11 @@ def table(results: Mapping[str, Any]) -> str:
         for arm, found in results["arms"].items()
         for name, seeds in found["rules"].items()
     )
+    stride = results["stride"]
+    stopped = "; ".join(
+        f"{arm}: " + ", ".join(f"{100 * quality:.0f}" for quality in found["stopped_after"]["quality"])
+        for arm, found in results["arms"].items()
+    )
     return "\n\n".join(
         [
             f"{results['n_seeds']} seeds x {results['n_queries']:,} queries; 95 % intervals over seeds and queries; "
@@ -260,8 +269,8 @@ def table(results: Mapping[str, Any]) -> str:
             markdown_table(
                 ["training", "system", "hit@1", "minus always", "tokens a query", "of always'"], rows, text_columns=2
             ),
-            f"Rules chosen on calibration, tolerance x patience of each seed: {rules}. "
-            f"A check every {results['stride']} tokens.",
+            f"Rules chosen on calibration, tolerance x patience of each seed: {rules}. A check every {stride} tokens.",
+            f"hit@1 with all CoTs stopped after 0, {stride}, {2 * stride}, ... tokens: {stopped}.",
             "![Quality against tokens](quality_tokens.svg)",
         ]
     )

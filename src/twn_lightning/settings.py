@@ -54,6 +54,7 @@ class InterfaceSettings:
 
     name: Literal["kv_detached", "kv_joint", "reencode"] = "kv_detached"
     activation_checkpointing: bool = False
+    compile_layers: bool = False
 
 
 @dataclass

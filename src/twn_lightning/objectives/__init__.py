@@ -4,7 +4,7 @@ from twn_lightning.objectives.contrastive import CombinedContrastiveOutput, comb
 from twn_lightning.objectives.cot import cot_cross_entropy
 from twn_lightning.objectives.distillation import similarity_distillation
 from twn_lightning.objectives.gather import gather_positive_rows, gather_with_local_gradient
-from twn_lightning.objectives.grad_cache import grad_cache_backward
+from twn_lightning.objectives.grad_cache import RandomState, grad_cache_backward
 from twn_lightning.objectives.grpo import (
     GroupAdvantages,
     GRPOOutput,
@@ -29,6 +29,7 @@ __all__ = [
     "GRPOOutput",
     "GroupAdvantages",
     "InfoNCEOutput",
+    "RandomState",
     "combine_rewards",
     "combined_contrastive",
     "cot_cross_entropy",

@@ -54,11 +54,11 @@ def grad_cache_backward(
         backward(loss)
         return loss.detach()
 
-    states: list[_RandomState] = []
+    states: list[RandomState] = []
     encoded: list[Representations] = []
     with torch.no_grad():
         for chunk in chunks:
-            states.append(_RandomState.capture())
+            states.append(RandomState.capture())
             encoded.append(encode_chunk(chunk))
     loss, gradients = _representation_gradients(encoded, loss_fn)
     offsets = [0] * len(gradients)
@@ -94,14 +94,14 @@ def _representation_gradients(
 
 
 @dataclass
-class _RandomState:
+class RandomState:
     """The generators a forward pass may draw from."""
 
     cpu: Tensor
     cuda: list[Tensor]
 
     @classmethod
-    def capture(cls) -> _RandomState:
+    def capture(cls) -> RandomState:
         used = torch.cuda.is_available() and torch.cuda.is_initialized()
         return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if used else [])
 

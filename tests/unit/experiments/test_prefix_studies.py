@@ -105,6 +105,8 @@ def test_without_a_rule_that_leaves_early_exit_is_thinking_in_full(arms: dict[st
         "plain_both_above_gate": ("does not hold here", 2, 500),
     }
     never = [(0.0, 1)] * 2
+    stopped = numbers["arms"]["plain"]["stopped_after"]["quality"]
+    assert stopped[[0, 1, -1]] == pytest.approx([0.95 / 3, 0, 0.95], abs=0.05)
     assert numbers["arms"]["plain"]["rules"] == {"early exit": never, "gate + early exit": never}
     assert "plain, early exit: never, never;" in early_exit.table(numbers)
     draw_quality_tokens(numbers, tmp_path / "figure.svg")
