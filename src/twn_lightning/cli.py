@@ -16,7 +16,7 @@ from twn_lightning.messages import configure_logging, exit_code
 VERBS = {
     "train": "train one stage: sft, gate or rl",
     "evaluate": "score adapters under every router",
-    "probe": "what the CoTs, the modes of both sides and the gradients do",
+    "probe": "what the CoTs, the modes of both sides, the gate and the gradients do",
     "config": "print the resolved configuration",
     "tasks": "list the tasks of MMEB-V2",
     "aggregate": "means of MMEB-V2 score files, beside published ones",
