@@ -239,15 +239,15 @@ def draw(results: Mapping[str, Any]) -> Figure:
             places = np.arange(len(UNGATED)) + (number - (len(MODELS) - 1) / 2) * width
             label = MODELS[name]
             axes.bar(places, means, width, yerr=errors, color=COLORS[color], label=label, error_kw={"linewidth": 0.8})
-        axes.set_xticks(range(len(UNGATED)), [_both_lines(*cell.split("/")) for cell in UNGATED])
+        axes.set_xticks(range(len(UNGATED)), [_in_lines(*cell.split("/")) for cell in UNGATED])
         axes.set_ylim(0, 1)
         percent_axis(axes, "hit@1")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=len(MODELS))
     return figure
 
 
-def _both_lines(query_mode: str, candidate_mode: str) -> str:
-    return f"query {query_mode},\ncandidate {candidate_mode}"
+def _in_lines(query_mode: str, candidate_mode: str) -> str:
+    return f"query\n{query_mode},\ncandidate\n{candidate_mode}"
 
 
 def main() -> None:
