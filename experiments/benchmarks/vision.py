@@ -27,6 +27,7 @@ from twn_lightning.backbone.positions import prompt_positions
 from twn_lightning.backbone.tiny import tiny_tokenizer
 from twn_lightning.backbone.vision import (
     FrameGroup,
+    PackedFrames,
     frame_groups,
     pack_vision_attention,
     packed_attention,
@@ -147,8 +148,9 @@ def attention_ways(prompts: PromptBatch, tower: Any, rounds: int) -> dict[str, A
     )
 
     def attend(groups: list[FrameGroup] | None) -> Tensor:
+        frames = None if groups is None else PackedFrames(ends, groups)
         found, _ = packed_attention(
-            None, query, key, value, cu_seq_lens_q=ends, max_length_q=max(lengths), frame_groups=groups
+            None, query, key, value, cu_seq_lens_q=ends, max_length_q=max(lengths), frames=frames
         )
         return found
 

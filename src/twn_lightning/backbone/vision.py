@@ -122,6 +122,15 @@ class FrameGroup:
     """Where their patches stand in the packed batch: a slice, or (F * S,) int64."""
 
 
+@dataclass(frozen=True)
+class PackedFrames:
+    """The frames of a packed batch, grouped once for all layers."""
+
+    ends: Tensor
+    """int32, where frames begin and end."""
+    groups: list[FrameGroup]
+
+
 def frame_groups(lengths: list[int], device: torch.device) -> list[FrameGroup]:
     """The frames of a packed batch by their number of patches.
 
@@ -179,7 +188,7 @@ def _add_packing(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         "position_ids": patch_positions(grid_M3, tower.spatial_merge_size, sum(lengths)),
         "cu_seqlens": ends,
         "max_seqlen": max(lengths),
-        "frame_groups": None if _varlen_pays(tower, lengths) else frame_groups(lengths, tower.device),
+        "frames": None if _varlen_pays(tower, lengths) else PackedFrames(ends, frame_groups(lengths, tower.device)),
     }
     return args, {**kwargs, **packing}
 
@@ -206,32 +215,35 @@ def packed_attention(
     scaling: float | None = None,
     cu_seq_lens_q: Tensor,
     max_length_q: int,
-    frame_groups: list[FrameGroup] | None,
+    frames: PackedFrames | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention within each frame of a packed batch.
+    """Scaled dot-product attention within each frame of a packed batch, or within each window of one.
 
     Args:
         module: the attention module that calls; unused.
         query, key, value: (1, H, P, head_dim), frames one after another.
         attention_mask: always None here.
         scaling: softmax scale.
-        cu_seq_lens_q: int32, where frames begin and end.
-        max_length_q: patches of the longest frame.
-        frame_groups: one call for each; None: one variable-length call for all frames.
+        cu_seq_lens_q: int32, where frames begin and end, or windows (most layers of Qwen2.5-VL).
+        max_length_q: patches of the longest.
+        frames: a call for each of their groups; None: one variable-length call.
 
     Returns:
         (1, P, H, head_dim) and None.
     """
-    if frame_groups is None:
+    if frames is None:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         ends, longest = cu_seq_lens_q, max_length_q
         found: Any = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling)
         return found[None], None
-    if len(frame_groups) == 1:
-        return _attend(query, key, value, frame_groups[0], scaling)[None], None
+    groups = frames.groups
+    if cu_seq_lens_q is not frames.ends:
+        groups = frame_groups(cu_seq_lens_q.diff().tolist(), query.device)
+    if len(groups) == 1:
+        return _attend(query, key, value, groups[0], scaling)[None], None
     output = torch.empty_like(query[0].transpose(0, 1))
-    for group in frame_groups:
+    for group in groups:
         output[group.patches] = _attend(query, key, value, group, scaling)
     return output[None], None
 

@@ -42,9 +42,10 @@ def test_packed_attention_equals_the_loop(tiny_backbone, mixed_items, rows):
 @torch.no_grad()
 def test_nothing_is_computed_image_by_image(tiny_backbone, mixed_items, monkeypatch):
     backbone = tiny_backbone()
-    calls = []
-    original = F.scaled_dot_product_attention
+    calls, groupings = [], []
+    original, group = F.scaled_dot_product_attention, vision.frame_groups
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or original(*a, **k))
+    monkeypatch.setattr(vision, "frame_groups", lambda *a: groupings.append(1) or group(*a))
 
     def computed_positions(*args, kwargs, **options):
         assert "position_ids" in kwargs, "transformers no longer takes positions that are computed already"
@@ -54,6 +55,7 @@ def test_nothing_is_computed_image_by_image(tiny_backbone, mixed_items, monkeypa
     tower = backbone.model.model.visual
     visual_inputs(tower, backbone.processor([mixed_items[0]] * 5 + [mixed_items[1]] * 3))
     assert len(calls) == tower.config.depth * 2, "one call for each of the two image sizes and each layer"
+    assert len(groupings) == 1, "frames are grouped once for all layers"
 
 
 @torch.no_grad()
