@@ -7,6 +7,7 @@ Shape letters: A rows, I input width, O output width, R rank (summed over a grou
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 
-class LinearGroup:
+class LinearGroup(ABC):
     """Adapted linears that read the same hidden state. Computes all of them when the first is asked for.
 
     Args:
@@ -29,13 +30,13 @@ class LinearGroup:
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
 
+    @abstractmethod
     def refresh(self, adapter: str) -> None:
         """Take over an adapter's current weights, in place where they have been copied before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, input_AI: Tensor) -> list[Tensor]:
         """The outputs (A, O) of all linears."""
-        raise NotImplementedError
 
     def output(self, index: int, hidden: Tensor) -> Tensor:
         """One linear's output for an input (A, 1, I)."""
