@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,10 +78,7 @@ def save(
     """
     folder = Path(folder)
     for name in lora_settings(backbone.settings):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        backbone.adapters.config(name).save_pretrained(str(folder / name))
-        tensors = {_peft_key(k): full_tensor(p) for k, p in backbone.adapters.named_parameters(name).items()}
-        save_file(tensors, folder / name / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_adapter(backbone, name, folder / name)
     torch.save({"queries": full_tensor(backbone.queries)}, folder / QUERIES_FILE)
     if gate_state is not None:
         torch.save(gate_state, folder / GATE_FILE)
@@ -97,17 +95,27 @@ def save(
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
 
+def save_adapter(backbone: DualLoRABackbone, name: str, folder: Path) -> None:
+    """Write one adapter as a PEFT folder, created if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone.adapters.config(name).save_pretrained(str(folder))
+    tensors = {_peft_key(k): full_tensor(p) for k, p in backbone.adapters.named_parameters(name).items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
 def _peft_key(name: str) -> str:
     return PEFT_PREFIX + name
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """`twn_config.json` of an adapter folder.
+    """`twn_config.json` of an adapter folder; of a folder as the authors release theirs, what its files say.
 
     Raises:
-        AdapterError: the folder or the file is missing, or its schema is newer than this package.
+        AdapterError: the folder is none, or the schema of its file is newer than this package.
     """
     path = Path(folder) / CONFIG_FILE
+    if not path.is_file() and (Path(folder) / QUERIES_FILE).is_file():
+        return _released_config(Path(folder))
     if not path.is_file():
         raise AdapterError(
             f"no {CONFIG_FILE} in {folder}: {_listing(Path(folder))}. Point to a run's `adapters` folder"
@@ -119,6 +127,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             "Load it with the release that wrote it"
         )
     return config
+
+
+def _released_config(folder: Path) -> dict[str, Any]:
+    """Settings of a folder without `twn_config.json`: sizes as in its files, the rest our reading of the paper."""
+    peft = {name: _peft_config(folder, name) for name in (REASONING, EMBEDDING)}
+    reasoning, embedding = (LoraSettings(found["r"], found["lora_alpha"]) for found in peft.values())
+    queries_KD = _read_queries(folder / QUERIES_FILE)
+    settings = AdapterSettings(reasoning=reasoning, embedding=embedding, num_queries=len(queries_KD))
+    return {
+        "interface": InterfaceSettings().name,
+        "backbone": {"name": peft[REASONING].get("base_model_name_or_path"), "digest": None},
+        "adapters": asdict(settings),
+    }
 
 
 def settings_of(folder: str | Path) -> tuple[AdapterSettings, InterfaceSettings]:
@@ -140,10 +161,7 @@ def load(backbone: DualLoRABackbone, folder: str | Path) -> dict[str, Any] | Non
     """
     folder = Path(folder)
     names = list(lora_settings(backbone.settings))
-    needed = [QUERIES_FILE, *(f"{n}/adapter_model.safetensors" for n in names)]
-    missing = [f for f in needed if not (folder / f).is_file()]
-    if missing:
-        raise AdapterError(f"{folder} is not an adapter folder: {', '.join(missing)} missing; {_listing(folder)}")
+    require_files(folder, names)
     if (folder / CONFIG_FILE).is_file():
         _check_config(backbone, folder)
     else:
@@ -155,11 +173,29 @@ def load(backbone: DualLoRABackbone, folder: str | Path) -> dict[str, Any] | Non
         check_tensors(f"{folder / name}", found, {k: p.shape for k, p in own.items()})
         _check_scaling(backbone, folder, name)
         pending += [(own[k], found[k]) for k in own]
-    pending.append((backbone.queries, _read_queries(folder / QUERIES_FILE, backbone.queries.shape)))
+    queries_KD = _read_queries(folder / QUERIES_FILE)
+    if queries_KD.shape != backbone.queries.shape:
+        raise AdapterError(
+            f"{folder / QUERIES_FILE}: queries are {tuple(queries_KD.shape)}, expected (K, D) = "
+            f"{tuple(backbone.queries.shape)}: set num_queries"
+        )
+    pending.append((backbone.queries, queries_KD))
     gate = _read_gate(folder / GATE_FILE) if (folder / GATE_FILE).is_file() else None
     for parameter, value in pending:
         assign(parameter, value)
     return gate
+
+
+def require_files(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a folder that lacks the queries or the weights of an adapter.
+
+    Raises:
+        AdapterError: naming what is missing, and what is there.
+    """
+    needed = [QUERIES_FILE, *(f"{name}/adapter_model.safetensors" for name in names)]
+    missing = [file for file in needed if not (folder / file).is_file()]
+    if missing:
+        raise AdapterError(f"{folder} is not an adapter folder: {', '.join(missing)} missing; {_listing(folder)}")
 
 
 def _check_config(backbone: DualLoRABackbone, folder: Path) -> None:
@@ -187,13 +223,20 @@ def _check_config(backbone: DualLoRABackbone, folder: Path) -> None:
 
 def _check_scaling(backbone: DualLoRABackbone, folder: Path, name: str) -> None:
     """Alpha is not in the tensors: another one loads without complaint and scales every update."""
-    path = folder / name / "adapter_config.json"
-    if not path.is_file():
-        raise AdapterError(f"{path} is missing: without it the adapter's scaling is not known")
-    theirs, own = json.loads(path.read_text()), backbone.adapters.config(name)
+    theirs, own = _peft_config(folder, name), backbone.adapters.config(name)
     for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
         if theirs.get(key, False) != getattr(own, key):
-            raise AdapterError(f"{path}: {key} is {theirs.get(key)}, the backbone was built with {getattr(own, key)}")
+            raise AdapterError(
+                f"{folder / name}: {key} is {theirs.get(key)}, the backbone was built with {getattr(own, key)}"
+            )
+
+
+def _peft_config(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name / "adapter_config.json"
+    if not path.is_file():
+        raise AdapterError(f"{path} is missing: without it the adapter's rank and scaling are not known")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def _load_pt(path: Path) -> Any:
@@ -214,18 +257,16 @@ def _describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _read_queries(path: Path, shape: torch.Size) -> Tensor:
+def _read_queries(path: Path) -> Tensor:
+    """Learnable queries (K, D)."""
     content = _load_pt(path)
     tensor = next((content[k] for k in QUERY_KEYS if k in content), None) if isinstance(content, dict) else content
-    if not isinstance(tensor, Tensor):
-        raise AdapterError(
-            f"{path} has an unknown layout: found {_describe(content)}; known keys: {', '.join(QUERY_KEYS)}"
-        )
-    if tensor.ndim == 3 and tensor.shape[0] == 1:
+    if isinstance(tensor, Tensor) and tensor.ndim == 3 and tensor.shape[0] == 1:
         tensor = tensor[0]
-    if tensor.shape != shape:
+    if not isinstance(tensor, Tensor) or tensor.ndim != 2:
         raise AdapterError(
-            f"{path}: queries are {tuple(tensor.shape)}, expected (K, D) = {tuple(shape)}: set num_queries"
+            f"{path} has an unknown layout: found {_describe(content)}; known keys: {', '.join(QUERY_KEYS)}, each of "
+            "shape (K, D)"
         )
     return tensor
 

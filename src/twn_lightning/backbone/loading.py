@@ -11,11 +11,12 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.layout import read_config
 from twn_lightning.backbone.packaged import PACKAGED, packaged_adapters, packaged_backbone
 from twn_lightning.backbone.processor import PromptProcessor
 from twn_lightning.backbone.tiny import build_tiny
 from twn_lightning.backbone.vision import pack_vision_attention, project_patches_linearly
-from twn_lightning.errors import ConfigError, unknown_name
+from twn_lightning.errors import AdapterError, ConfigError, unknown_name
 from twn_lightning.settings import AdapterSettings, InterfaceSettings, ModelSettings
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def load_backbone(
         transformer = transformer.to(getattr(torch, model.dtype))
         origin = "tiny"
     else:
-        origin = _origin(model)
+        origin = weights_origin(model)
         transformer = _load_weights(model, origin, attention, device)
         processor = load_processor(model)
     if attention["vision_config"] == "sdpa" and model.attention == "auto":
@@ -82,6 +83,23 @@ def adapters_folder(name: str | Path) -> Path:
     return inner if inner.is_dir() and not (path / "queries.pt").exists() else path
 
 
+def model_of(adapters: str | Path) -> ModelSettings:
+    """The backbone that adapters were trained on, and how it was loaded, where their folder keeps that.
+
+    Args:
+        adapters: a folder of adapters. Of one without `twn_config.json`, PEFT's `base_model_name_or_path` counts.
+
+    Raises:
+        AdapterError: no folder of adapters, or one that does not say its backbone.
+    """
+    config = read_config(adapters)
+    name = config["backbone"]["name"]
+    if not name:
+        raise AdapterError(f"{adapters} does not say which backbone its adapters are for: name it")
+    name = {hub_id: known for known, hub_id in HUB_IDS.items()}.get(name, name)
+    return ModelSettings(name=name, **config.get("model", {"dtype": "bfloat16"} if name in HUB_IDS else {}))
+
+
 def choose_attention(wanted: str, device: torch.device) -> dict[str, str]:
     """Attention implementation per tower.
 
@@ -104,8 +122,12 @@ def choose_attention(wanted: str, device: torch.device) -> dict[str, str]:
     return {"text_config": "sdpa", "vision_config": vision}
 
 
-def _origin(model: ModelSettings) -> str:
-    """Where the weights come from: a given folder, a packaged one, or a hub id."""
+def weights_origin(model: ModelSettings) -> str:
+    """Where the weights come from: a given folder, a packaged one, or a hub id.
+
+    Raises:
+        ConfigError: no weights in the folder, or an unknown name; `tiny` has no weights on disk either.
+    """
     if model.path:
         if not Path(model.path, "config.json").is_file():
             raise ConfigError(f"model.path={model.path}: no config.json there; give a folder in Hugging Face layout")
@@ -137,7 +159,7 @@ def load_processor(model: ModelSettings) -> PromptProcessor:
     """
     if model.name == "tiny":
         return build_tiny(max_frames=model.max_frames)[1]
-    origin = _origin(model)
+    origin = weights_origin(model)
     try:
         return PromptProcessor.from_folder(
             origin,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from twn_lightning.backbone.video_frames import read_frames, read_stretches, scan_packets
 from twn_lightning.errors import DataError
 from twn_lightning.types import Media
 
@@ -19,8 +18,6 @@ MAX_IMAGE_PIXELS = 89_478_485
 """Pillow's own limit (a quarter of a gibibyte in RGB); larger images are refused, not just warned about."""
 ARRAY_FRAMES_PER_SECOND = 2.0
 """Frames without a video file have no clock: they are taken as sampled at two a second, as Qwen's own tools do."""
-FALLBACK_FRAMES_PER_SECOND = 24.0
-"""For a video file that does not state its frame rate, as in Hugging Face's processor."""
 
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, zlib.error)
 
@@ -66,7 +63,7 @@ def _decode_image(source: Path | io.BytesIO, name: str, key: str) -> np.ndarray:
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise DataError(_too_large(key, name, f"{width} x {height}"))
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image), key, name))
+            return image_pixels(image, key, name)
     except FileNotFoundError as error:
         raise DataError(f"item '{key}': image {name} does not exist. Check the media root of its source") from error
     except Image.DecompressionBombError as error:
@@ -77,6 +74,20 @@ def _decode_image(source: Path | io.BytesIO, name: str, key: str) -> np.ndarray:
             f"item '{key}': image {name} cannot be decoded ({why}). It is truncated, corrupt or not an image: "
             "fetch it again or drop the row"
         ) from error
+
+
+def image_pixels(image: Image.Image, key: str, name: str = "(a Pillow image)") -> np.ndarray:
+    """A Pillow image as uint8 RGB (height, width, 3), as `load_image` reads files.
+
+    Args:
+        image: of any mode.
+        key: the item, for messages.
+        name: what messages call the image.
+
+    Raises:
+        DataError: floating-point pixels.
+    """
+    return np.asarray(_to_rgb(ImageOps.exif_transpose(image), key, name))
 
 
 def _too_large(key: str, name: str, found: str) -> str:
@@ -160,12 +171,15 @@ def _decode_video(path: Path, key: str, max_frames: int) -> Clip:
     if not path.is_file():
         raise DataError(f"item '{key}': video {path} does not exist. Check the media root of its source")
     try:
-        total, rate = _count_packets(av, path)
+        packets = scan_packets(av, path)
+        total = len(packets.times)
         indices = sample_frames(total, max_frames) if total else ()
-        frames, decoded = _read_frames(av, path, indices)
-        if 0 < decoded < total:  # some containers hold packets that give no frame
-            indices = sample_frames(decoded, max_frames)
-            frames, _ = _read_frames(av, path, indices)
+        frames = read_stretches(av, path, packets, indices)
+        if frames is None:
+            frames, decoded = read_frames(av, path, indices)
+            if 0 < decoded < total:  # some containers hold packets that give no frame
+                indices = sample_frames(decoded, max_frames)
+                frames, _ = read_frames(av, path, indices)
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise DataError(
             f"item '{key}': video {path} cannot be decoded ({error}). It is truncated, corrupt or has no video stream: "
@@ -173,28 +187,7 @@ def _decode_video(path: Path, key: str, max_frames: int) -> Clip:
         ) from error
     if not frames:
         raise DataError(f"item '{key}': video {path} has no decodable frame; drop the row")
-    return Clip(np.stack(frames), indices, rate)
-
-
-def _count_packets(av: Any, path: Path) -> tuple[int, float]:
-    """Number of frames by counting packets (headers are often silent or wrong), and the frame rate."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        rate = float(stream.average_rate or FALLBACK_FRAMES_PER_SECOND)
-        return sum(1 for packet in container.demux(stream) if packet.size), rate
-
-
-def _read_frames(av: Any, path: Path, indices: Sequence[int]) -> tuple[list[np.ndarray], int]:
-    """The frames at sorted indices, and how many frames were decoded in all."""
-    wanted, frames, decoded = set(indices), [], 0
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            if decoded in wanted:
-                frames.append(frame.to_ndarray(format="rgb24"))
-            decoded += 1
-    return frames, decoded
+    return Clip(np.stack(frames), indices, packets.frames_per_second)
 
 
 def _checked_array(content: np.ndarray, dimensions: int, key: str) -> np.ndarray:

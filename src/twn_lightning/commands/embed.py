@@ -11,13 +11,13 @@ from rich.console import Console
 from twn_lightning.commands import parser
 from twn_lightning.commands.encoder_flags import (
     add_encoder_flags,
-    default_mode,
     known_mode,
     load_encoder,
     progress_bar,
 )
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.evaluation.embed import EmbedSettings, embed_inputs
+from twn_lightning.evaluation.encoders import default_mode
 from twn_lightning.evaluation.inputs import Inputs, read_inputs, read_source
 from twn_lightning.settings import DataSettings
 from twn_lightning.types import Side

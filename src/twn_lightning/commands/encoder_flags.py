@@ -11,18 +11,15 @@ import torch
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from twn_lightning import config
-from twn_lightning.backbone.layout import read_config
-from twn_lightning.backbone.loading import adapters_folder
+from twn_lightning.backbone.loading import adapters_folder, model_of
 from twn_lightning.backbone.packaged import PACKAGED, default_adapters
 from twn_lightning.errors import ConfigError, unknown_name
-from twn_lightning.evaluation.encoders import ENCODERS, Encoder, get_encoder
+from twn_lightning.evaluation.encoders import ENCODERS, Encoder, default_cot_cap, get_encoder
 from twn_lightning.evaluation.encoders.twn import TWNEncoder
 from twn_lightning.settings import ModelSettings
-from twn_lightning.types import EmbeddingMode, Side
+from twn_lightning.types import EmbeddingMode
 
 _DEFAULTS: dict[str, Any] = {"encoder": "twn", "batch_size": 64}
-NANO_TOKENS, REAL_TOKENS = 64, 512
-"""Caps of a CoT: those of the packaged backbones are short."""
 _COUNTS = ("batch_size", "max_frames", "max_pixels", "max_new_tokens")
 _REMEMBERED = ("encoder", "adapters", "model", "model_path", "dtype", "threshold", *_COUNTS)
 
@@ -70,8 +67,7 @@ def load_encoder(
         if name in given and given[name] not in PACKAGED:
             values[name] = str(Path(given[name]).expanduser().resolve())
     model = _model_settings(values)
-    short = model.name in (*PACKAGED, "tiny")
-    values.setdefault("max_new_tokens", NANO_TOKENS if short else REAL_TOKENS)
+    values.setdefault("max_new_tokens", default_cot_cap(model.name))
     encoder = get_encoder(
         values["encoder"],
         model=model,
@@ -115,7 +111,7 @@ def _model_settings(values: dict[str, Any]) -> ModelSettings:
     name = values.get("model")
     if values["encoder"] == "twn":
         values.setdefault("adapters", default_adapters(name))
-        name = name or read_config(adapters_folder(values["adapters"]))["backbone"]["name"]
+        name = name or model_of(adapters_folder(values["adapters"])).name
         settings = config.load_settings([f"model={name}"]).model
     elif name or values.get("model_path"):
         settings = ModelSettings(name=name or values["encoder"])
@@ -137,12 +133,6 @@ def known_mode(name: str | None) -> EmbeddingMode | None:
     if name is not None and name not in known:
         raise ConfigError(f"--mode: {unknown_name('mode', name, known)}")
     return None if name is None else EmbeddingMode(name)
-
-
-def default_mode(encoder: Encoder, side: Side) -> EmbeddingMode:
-    """Queries think where the encoder has a gate; nothing else does."""
-    adaptive = side is Side.QUERY and EmbeddingMode.ADAPTIVE in encoder.modes
-    return EmbeddingMode.ADAPTIVE if adaptive else EmbeddingMode.DISCRIMINATIVE
 
 
 def progress_bar() -> Progress:

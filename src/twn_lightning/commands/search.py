@@ -16,7 +16,6 @@ from twn_lightning.commands import parser
 from twn_lightning.commands.embed import add_input_flags, files_of
 from twn_lightning.commands.encoder_flags import (
     add_encoder_flags,
-    default_mode,
     known_mode,
     load_encoder,
     progress_bar,
@@ -24,7 +23,7 @@ from twn_lightning.commands.encoder_flags import (
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.embed import EmbedSettings
 from twn_lightning.evaluation.embedding_files import StoredEmbeddings, is_embeddings, read_embeddings
-from twn_lightning.evaluation.encoders import Encoder
+from twn_lightning.evaluation.encoders import Encoder, default_mode
 from twn_lightning.evaluation.index import SearchIndex
 from twn_lightning.evaluation.search import (
     Answer,

@@ -112,6 +112,44 @@ def embed_inputs(
     return record
 
 
+def write_encoded(
+    encoder: Encoder,
+    inputs: Inputs,
+    encoded: EncodedItems,
+    output: Path,
+    settings: EmbedSettings,
+    *,
+    loaded_with: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write embeddings that are there already, into the files that `embed_inputs` would have written.
+
+    Args:
+        encoder: what made them.
+        inputs: what they are of.
+        encoded: the embeddings, in the order of the inputs.
+        output, settings, loaded_with: as in `embed_inputs`.
+        overwrite: replace what is there.
+
+    Returns:
+        The content of `embed.json`.
+
+    Raises:
+        ConfigError: the folder holds embeddings already.
+    """
+    paths = OutputPaths(output, settings.shard, settings.shards)
+    if overwrite:
+        _clear(paths)
+    elif paths.all_files:
+        raise ConfigError(f"{paths.folder} holds {paths.all_files[0].name} already: name another folder, or overwrite")
+    record = _new_record(encoder, inputs, settings, loaded_with or {})
+    part = paths.part(0)
+    write_part(part_table(inputs.items, inputs.paths, encoded, encoder.dimension, []), part)
+    _finish(paths, [part], record, settings, encoder.dimension)
+    shutil.rmtree(paths.parts, ignore_errors=True)
+    return record
+
+
 def _new_record(
     encoder: Encoder, inputs: Inputs, settings: EmbedSettings, loaded_with: Mapping[str, Any]
 ) -> dict[str, Any]:

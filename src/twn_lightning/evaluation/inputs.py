@@ -147,7 +147,7 @@ def _read_folder(folder: Path, instruction: str, num_frames: int, sub_folders: S
             ignored[entry.suffix.lower() or entry.name] += 1
             continue
         try:
-            inputs.add(_item_of_file(root, key, instruction, num_frames), key)
+            inputs.add(item_of_file(root, key, instruction, num_frames), key)
         except DataError as error:
             inputs.fail(key, error, on_error)
     if ignored:
@@ -164,7 +164,18 @@ def _entries(folder: Path, sub_folders: SubFolders) -> list[Path]:
     return sorted(wanted, key=lambda p: natural_key(p.relative_to(folder).as_posix()))
 
 
-def _item_of_file(root: MediaRoot, key: str, instruction: str, num_frames: int) -> Item:
+def item_of_file(root: MediaRoot, key: str, instruction: str, num_frames: int) -> Item:
+    """An image, a video, a text file or a folder of frames as an item; images and videos are not decoded.
+
+    Args:
+        root: the folder it is in.
+        key: its path below the root, and the item's key.
+        instruction: of the item.
+        num_frames: frames taken of a folder of frames.
+
+    Raises:
+        DataError: a text file that is empty or not UTF-8, or a folder that holds more than frames.
+    """
     where = f"folder {root.root}"
     path = root.path(key, where)
     if path.is_dir():

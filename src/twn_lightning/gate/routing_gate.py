@@ -47,8 +47,11 @@ class RoutingGate(GateTrunk):
         """
         inner = state.get("inner.weight")
         if inner is None or inner.ndim != 2:
-            found = "missing" if inner is None else f"of shape {tuple(inner.shape)}"
-            raise AdapterError(f"not a RoutingGate state: 'inner.weight' is {found}; found keys {sorted(state)}.")
+            found = ", ".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
+            raise AdapterError(
+                f"not a RoutingGate state: no matrix under 'inner.weight'; found {found}. Without its gate_mlp.pt the "
+                "folder loads for discriminative and generative embeddings"
+            )
         gate = cls(inner.shape[1], inner.shape[0], use_side="side.weight" in state)
         gate.load_state(state)
         return gate

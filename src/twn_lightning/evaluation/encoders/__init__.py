@@ -9,8 +9,17 @@ from twn_lightning.backbone.packaged import PACKAGED
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.evaluation.encoders.protocol import EncodedItems, Encoder
 from twn_lightning.settings import ModelSettings
+from twn_lightning.types import EmbeddingMode, Side
 
-__all__ = ["ENCODERS", "EncodedItems", "Encoder", "EncoderRequest", "get_encoder"]
+__all__ = [
+    "ENCODERS",
+    "EncodedItems",
+    "Encoder",
+    "EncoderRequest",
+    "default_cot_cap",
+    "default_mode",
+    "get_encoder",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,8 @@ def _ume_r1(request: EncoderRequest) -> Encoder:
 
 OWN_BACKBONES = (*PACKAGED, "tiny")
 """Backbones that only `twn` can be built on."""
+SHORT_COT, LONG_COT = 64, 512
+"""Caps of a CoT in tokens: of these backbones, whose CoTs are short, and of real ones."""
 ENCODERS: dict[str, Callable[[EncoderRequest], Encoder]] = {
     "twn": _twn,
     "vlm2vec": _discriminative("vlm2vec"),
@@ -115,3 +126,14 @@ def get_encoder(
     return ENCODERS[name](
         EncoderRequest(model, adapters_path, device, max_new_tokens, batch_size, threshold, blank_image, exit_tolerance)
     )
+
+
+def default_cot_cap(model_name: str) -> int:
+    """Most tokens of a CoT where nothing else is asked for."""
+    return SHORT_COT if model_name in OWN_BACKBONES else LONG_COT
+
+
+def default_mode(encoder: Encoder, side: Side) -> EmbeddingMode:
+    """Queries think where the encoder has a gate; nothing else does."""
+    adaptive = side is Side.QUERY and EmbeddingMode.ADAPTIVE in encoder.modes
+    return EmbeddingMode.ADAPTIVE if adaptive else EmbeddingMode.DISCRIMINATIVE

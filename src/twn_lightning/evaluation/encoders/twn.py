@@ -232,7 +232,7 @@ def load_trained(
     threshold: float = 0.5,
     device: str = "cpu",
 ) -> tuple[DualLoRABackbone, RoutingGate | None, float]:
-    """The backbone with trained adapters, its gate and the gate's threshold.
+    """The backbone with trained adapters in eval mode, its gate and the gate's threshold.
 
     Args:
         model: the backbone; None: nano.
@@ -251,7 +251,7 @@ def load_trained(
     backbone = load_backbone(model, replace(adapters, init_from=None), interface, device)
     state = backbone.load_adapters(folder)
     gate = None if state is None else RoutingGate.from_state(state).to(device).eval()
-    return backbone, gate, saved_threshold(folder, threshold)
+    return backbone.eval(), gate, saved_threshold(folder, threshold)
 
 
 def saved_threshold(folder: Path, default: float) -> float:
