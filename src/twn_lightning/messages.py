@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Callable
 
 from twn_lightning.errors import TWNError
+from twn_lightning.launch import local_rank
 
 
 def configure_logging() -> None:
     """Show this package's messages, once per machine, and of its libraries only what went wrong."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    first = local_rank() == 0
     logging.getLogger("twn_lightning").setLevel(logging.INFO if first else logging.ERROR)
     for library in ("pytorch", "fabric"):  # the loggers themselves: Lightning sets their parents' levels on import
         logging.getLogger(f"lightning.{library}.utilities.rank_zero").setLevel(logging.ERROR)

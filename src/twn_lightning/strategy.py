@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,9 @@ from twn_lightning.errors import ConfigError
 from twn_lightning.settings import TrainerSettings
 
 T = TypeVar("T")
+
+_GATHERED: WeakSet[nn.Module] = WeakSet()
+"""Sharded modules that every rank holds whole for the time."""
 
 
 class AdapterDDPStrategy(DDPStrategy):
@@ -157,14 +161,23 @@ def gathered(module: nn.Module) -> Iterator[None]:
     for part in sharded:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
+    _GATHERED.add(module)
     try:
         with torch.no_grad():
             yield
     finally:
+        _GATHERED.discard(module)
         for part in sharded:
             part.reshard()
             # The root keeps its parameters from forward to backward, as fully_shard itself would have it.
             part.set_reshard_after_forward(part is not module, recurse=False)
+
+
+def runs_in_lockstep(module: nn.Module) -> bool:
+    """Whether all ranks must run the module equally often: it is sharded, and not `gathered` at the moment."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return world_size() > 1 and isinstance(module, FSDPModule) and module not in _GATHERED
 
 
 def world_size() -> int:

@@ -1,4 +1,7 @@
-"""Two FSDP2 ranks whose CoTs end at different steps, are left early, or of which only one thinks: as one process."""
+"""Two FSDP2 ranks whose CoTs end at different steps, are left early, or of which only one thinks: as one process.
+
+Gathered, they may also have different numbers of batches.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from twn_lightning.backbone.early_exit import ExitRule
 from twn_lightning.backbone.encoding import encode
 from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.settings import AdapterSettings, InterfaceSettings, ModelSettings
+from twn_lightning.strategy import gathered
 from twn_lightning.types import Item
 
 
@@ -61,10 +65,18 @@ def _end_after(tokens, choose, eot_id):
 
 
 def _encode_adaptively(row: int, shard: bool) -> torch.Tensor:
-    """Only the items of row 0 think."""
-    items = [Item(f"{row}{i}", "Find", "x" * (i + 1)) for i in range(2)]
+    """All five items of row 0 think, and neither of the two of row 1."""
+    items = [Item(f"{row}{i}", "Find", "x" * (i + 1)) for i in range(2 if row else 5)]
     gate = lambda features: torch.full((len(features),), -9.0 if row else 9.0)  # noqa: E731
     return encode(_backbone(shard), items, "adaptive", gate=gate, max_new_tokens=4).embedding_ND
+
+
+def _encode_unevenly(row: int, shard: bool) -> torch.Tensor:
+    """Row 0 has three batches, row 1 a single one: gathered ranks do not wait for each other."""
+    backbone = _backbone(shard)
+    items = [Item(f"{row}{i}", "Find", "x" * (i + 1)) for i in range(1 if row else 5)]
+    with gathered(backbone):
+        return encode(backbone, items, "generative", max_new_tokens=4, batch_size=2).embedding_ND
 
 
 def _rank(rank: int, folder: str) -> None:
@@ -75,7 +87,9 @@ def _rank(rank: int, folder: str) -> None:
     adaptive = _encode_adaptively(rank, shard=True)
     decoded = _decode(rank, shard=True)
     left = _decode(rank, shard=True, exit_rule=LEAVE)
-    torch.save({"decoded": decoded, "left": left, "adaptive": adaptive}, Path(folder, f"{rank}.pt"))
+    uneven = _encode_unevenly(rank, shard=True)
+    found = {"decoded": decoded, "left": left, "adaptive": adaptive, "uneven": uneven}
+    torch.save(found, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -84,6 +98,7 @@ def test_ranks_step_in_lockstep(tmp_path):
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(found["adaptive"], _encode_adaptively(rank, shard=False), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found["uneven"], _encode_unevenly(rank, shard=False), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found["decoded"], _decode(rank, shard=False), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found["left"], _decode(rank, False, LEAVE), atol=1e-5, rtol=1e-4)
         assert len(found["decoded"]) - len(found["left"]) == (0 if rank else 2)

@@ -4,7 +4,8 @@ Stops on text: a CoT ends with the token that completes the string `</answer>`, 
 merge with neighbours. Rows that are done leave the batch. The last token is run too, so it is in the cache, and the
 state that comes back equals a teacher-forced one. `decoding_engine` says what runs the steps.
 
-Shape letters: B rows, A rows in the batch, L padded prompt length, T CoT tokens so far, V vocabulary.
+Shape letters: B rows, A rows in the batch, L padded prompt length, T CoT tokens so far, V vocabulary, P prompts, G
+completions of each, W ranks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from twn_lightning.backbone.decoding_engine import DecodingEngine, engine_for
 from twn_lightning.backbone.decoding_rows import Rows, TokenRules
@@ -24,6 +24,7 @@ from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.backbone.early_exit import ExitRule, ExitWatch
 from twn_lightning.backbone.interface import KeyValues, ReasonerState
 from twn_lightning.backbone.step_model import PlainModel, StepModel
+from twn_lightning.strategy import rank, runs_in_lockstep, world_size
 from twn_lightning.types import CotBatch
 
 
@@ -59,7 +60,9 @@ def decode_cots(
         max_new_tokens: the cap; a CoT that has not closed by then has `closed_B` False.
         temperature: 0 is greedy.
         completions: CoTs per row; rows are repeated prompt-major.
-        generator: random numbers for sampling. A row's sample does not depend on when other rows end.
+        generator: random numbers for sampling. A row's sample does not depend on when other rows end, nor on the number
+            of ranks: given equally seeded generators, each draws for the rows of all. Rank r of W is taken to hold the
+            prompts r, r + W, r + 2 W, ... of one batch, and every rank equally many.
         exit_rule: when to leave a CoT early; never, by default.
 
     Returns:
@@ -68,7 +71,7 @@ def decode_cots(
     if completions > 1:
         state = state.select([r for r in range(len(state)) for _ in range(completions)])
     engine = engine_for(backbone)
-    run = _Run(backbone, engine, state, max_new_tokens, engine.rules(backbone, temperature), generator)
+    run = _Run(backbone, engine, state, max_new_tokens, engine.rules(backbone, temperature), completions, generator)
     watch = None if exit_rule is None else ExitWatch(backbone, exit_rule, state)
     for tokens in range(1, max_new_tokens + 1):
         run.next_token()
@@ -93,10 +96,11 @@ class _Run:
         state: ReasonerState,
         cap: int,
         rules: TokenRules,
+        completions: int,
         generator: torch.Generator | None,
     ):
         self.backbone, self.engine, self.state = backbone, engine, state
-        self.rules, self.generator = rules, generator
+        self.rules, self.completions, self.generator = rules, completions, generator
         self.size, self.length = state.prompt_mask_BL.shape
         self.used = self.length
         """Filled columns of the cache."""
@@ -116,11 +120,21 @@ class _Run:
     def next_token(self) -> None:
         """Choose and write a token for every running row, and run it; a row that ends with it is included."""
         if self.noise_BV is not None:
-            self.noise_BV[: self.size].exponential_(generator=self.generator)
+            self._draw(self.noise_BV[: self.size])
         columns = self.engine.steps.columns(self.used + 1)
         step = partial(_step, self.engine.model, self.rules, self.rows, self.cache, columns, self.noise_BV)
         self.engine.steps.run((len(self.rows.numbers_A), columns, self.rules.temperature), step)
         self.used += 1
+
+    def _draw(self, noise_BV: Tensor) -> None:
+        """Exponential random numbers for this rank's rows, out of those for the rows of all ranks."""
+        if world_size() == 1:
+            noise_BV.exponential_(generator=self.generator)
+            return
+        own_PGV = noise_BV.view(-1, self.completions, noise_BV.shape[1])
+        prompts, *shape = own_PGV.shape
+        all_PWGV = noise_BV.new_empty(prompts, world_size(), *shape).exponential_(generator=self.generator)
+        own_PGV.copy_(all_PWGV[:, rank()])
 
     def state_so_far(self) -> ReasonerState:
         """The live rows with their CoTs up to now; keys and values are a view of the cache."""
@@ -152,7 +166,7 @@ class _Run:
         self.live.running_A.logical_and_(~leaves_A)
 
     def any_rank_running(self) -> bool:
-        """Whether a row is left. Sharded ranks gather weights together at each step, so all go on until all end."""
+        """Whether a row is left. Ranks in lockstep gather weights together at each step: all go on until all end."""
         return any_sharded_rank(self.backbone, self.live.running_A.any())
 
     def drop_finished(self) -> None:
@@ -224,8 +238,8 @@ def _step(
 
 
 def any_sharded_rank(backbone: DualLoRABackbone, flag: Tensor) -> bool:
-    """Whether a flag is set here or, under sharding, on any rank: what one runs, all must run."""
-    if isinstance(backbone, FSDPModule) and dist.is_initialized():
+    """Whether a flag is set here or, where ranks run in lockstep, on any rank: what one runs, all must run."""
+    if runs_in_lockstep(backbone):
         flag = flag.long()
         dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)

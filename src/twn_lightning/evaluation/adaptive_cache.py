@@ -13,7 +13,7 @@ the generative mode after the adaptive one decodes what had not thought. Another
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from twn_lightning.errors import ConfigError, NumericalError
 from twn_lightning.evaluation.embedding_cache import CachedEncoder, EmbeddingCache, Part, rows_of
 from twn_lightning.evaluation.embedding_shards import merge_rows, select_rows, without_extras
 from twn_lightning.evaluation.encoders.protocol import EncodedItems, Encoder, GatedEncoder
+from twn_lightning.evaluation.item_digest import item_digests
 from twn_lightning.types import EmbeddingMode, Item, Side
 
 _NEEDED = ("discriminative_ND", "think_N", "probability_N", "tokens_N", "malformed_N")
@@ -44,6 +45,17 @@ def cached_encoder(
     return CachedEncoder(encoder, side, mode, cache, identity)
 
 
+@dataclass
+class Decided:
+    """What a gate says of N items, bool (N,) each."""
+
+    think_N: np.ndarray
+    has_cot_N: np.ndarray
+    """The cache holds a CoT, needed or not."""
+    was_held_N: np.ndarray
+    """The decision was in the cache."""
+
+
 class AdaptiveCachedEncoder(CachedEncoder):
     """A gated encoder's adaptive mode, composed from its decisions and its generative embeddings.
 
@@ -61,6 +73,23 @@ class AdaptiveCachedEncoder(CachedEncoder):
         self._generative = cache.space(encoder.identity(side, EmbeddingMode.GENERATIVE))
         # CoTs are written first: a kill between the two costs reading prompts again, not decoding.
         self._spaces = (self._generative, self._decisions)
+
+    def decide(self, items: Sequence[Item]) -> Decided:
+        """Decide on items, and keep what is new; nothing is decoded."""
+        digests_N, every_N = item_digests(items), np.arange(len(items))
+        decided = self._read(self._decisions, digests_N, every_N)
+        new_V = _without(every_N, decided)
+        decided += self._decide(items, digests_N, new_V)
+        return Decided(
+            np.isin(every_N, self._thinking(decided)), self._generative.find(digests_N), ~np.isin(every_N, new_V)
+        )
+
+    def think(self, items: Sequence[Item]) -> None:
+        """Decode the CoTs of items that have none in the cache, and keep them."""
+        digests_N = item_digests(items)
+        self._generate(items, digests_N, np.flatnonzero(~self._generative.find(digests_N)))
+        if self._generative.due():
+            self.flush()
 
     def _through(self, items: Sequence[Item], digests_U: np.ndarray) -> tuple[EncodedItems, np.ndarray]:
         every_U = np.arange(len(items))
@@ -133,14 +162,39 @@ class AdaptiveCachedEncoder(CachedEncoder):
         self, wanted: Sequence[Item], digests_U: np.ndarray, rows: np.ndarray, decisions: EncodedItems
     ) -> list[Part]:
         decisions.embedding_ND = self._checked(decisions.embedding_ND, wanted)
-        broken_N = ~np.isfinite(_probability(decisions))
-        if broken_N.any():
-            raise NumericalError(
-                f"encoder '{self.encoder.name}' gave {int(broken_N.sum())} of {len(wanted)} items no finite "
-                f"probability, first item '{wanted[int(broken_N.argmax())].key}': its gate is broken, train it again"
-            )
+        _require_probabilities(self.encoder, decisions, wanted)
         self._decisions.add(digests_U[rows], decisions)
         return [(rows, decisions)]
+
+
+class CachedDecisions(CachedEncoder):
+    """What a gated encoder decides, `GatedEncoder.decide`, read through the space that its adaptive mode fills too.
+
+    Args:
+        encoder: the model.
+        side: of the items.
+        cache: None: always ask the encoder.
+    """
+
+    def __init__(self, encoder: GatedEncoder, side: Side, cache: EmbeddingCache | None = None) -> None:
+        super().__init__(encoder, side, EmbeddingMode.DISCRIMINATIVE, cache, encoder.decision_identity(side))
+        self._gated = encoder
+
+    def _fresh(self, items: Sequence[Item], mode: EmbeddingMode) -> EncodedItems:
+        decisions = self._gated.decide(items, self.side)
+        decisions.embedding_ND = self._checked(decisions.embedding_ND, items)
+        _require_probabilities(self.encoder, decisions, items)
+        return decisions
+
+
+def _require_probabilities(encoder: Encoder, decisions: EncodedItems, items: Sequence[Item]) -> None:
+    """Refuse decisions of a broken gate, before they are cached."""
+    broken_N = ~np.isfinite(_probability(decisions))
+    if broken_N.any():
+        raise NumericalError(
+            f"encoder '{encoder.name}' gave {int(broken_N.sum())} of {len(items)} items no finite probability, "
+            f"first item '{items[int(broken_N.argmax())].key}': its gate is broken, train it again"
+        )
 
 
 def _composed(decisions: EncodedItems, thought: Sequence[Part]) -> EncodedItems:

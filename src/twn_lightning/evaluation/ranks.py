@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from twn_lightning.errors import TWNError
+from twn_lightning.launch import started_together
 from twn_lightning.strategy import gather_objects, rank, world_size
 
 T = TypeVar("T")
@@ -21,8 +21,8 @@ _PATIENCE = timedelta(days=2)
 
 @contextmanager
 def joined_processes() -> Iterator[None]:
-    """Join the processes that torchrun or SLURM started, over gloo: only arrays on the CPU travel. Alone: nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    """Join the processes that torchrun or srun started, over gloo: only arrays on the CPU travel. Alone: nothing."""
+    if not started_together() or dist.is_initialized():
         yield
         return
     dist.init_process_group("gloo", timeout=_PATIENCE)

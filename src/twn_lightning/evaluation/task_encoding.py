@@ -14,9 +14,11 @@ from typing import Literal
 import numpy as np
 
 from twn_lightning.errors import DataError
+from twn_lightning.evaluation.adaptive_cache import AdaptiveCachedEncoder
 from twn_lightning.evaluation.embedding_cache import CachedEncoder
 from twn_lightning.evaluation.encoders.protocol import EncodedItems
 from twn_lightning.evaluation.ranks import failing_together, gather_on_first
+from twn_lightning.evaluation.shared_thinking import think_together
 from twn_lightning.strategy import gather_objects, rank, world_size
 from twn_lightning.types import Item
 
@@ -89,7 +91,8 @@ def encode_side(
     """Encode items, each rank its chunks, and collect them on the first rank.
 
     Equal items are encoded once. Chunks lie on a grid that does not depend on ranks or on what is cached: with one rank
-    or two, straight or resumed, the encoder sees the same batches.
+    or two, straight or resumed, the encoder sees the same batches. Except that several ranks share the CoTs of adaptive
+    embeddings out (`shared_thinking`), so that these are the same on any number of ranks up to rounding.
 
     Args:
         encoder: of this side and mode.
@@ -112,6 +115,10 @@ def encode_side(
     started(sum(map(len, mine)))
     reused_before = encoder.reused
     encoder.refresh()
+    held = None
+    if world_size() > 1 and encoder.policy == "only-missing" and isinstance(encoder, AdaptiveCachedEncoder):
+        held = think_together(encoder, items, mine, progress, skip_errors=on_error == "skip")
+        progress = _unheard
     with failing_together():
         encoder.require_cached([items[i] for chunk in mine for i in chunk])
         try:
@@ -121,7 +128,7 @@ def encode_side(
                 progress(len(chunk))
         finally:
             encoder.flush()
-    side.reused = sum(gather_objects(encoder.reused - reused_before))
+    side.reused = sum(gather_objects(encoder.reused - reused_before if held is None else held))
     side.failed = {row: why for failed in gather_objects(side.failed) for row, why in sorted(failed.items())}
     if world_size() > 1:
         _collect(side, chunks)

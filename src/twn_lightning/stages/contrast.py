@@ -17,7 +17,7 @@ from twn_lightning.objectives import (
     gather_positive_rows,
     gather_with_local_gradient,
 )
-from twn_lightning.strategy import gather_objects
+from twn_lightning.strategy import gather_objects, rank, world_size
 from twn_lightning.types import ContrastiveBatch, CotBatch, PromptBatch
 
 Representations = tuple[Tensor, ...]
@@ -75,7 +75,8 @@ def cut_some_cots(chunks: Sequence[Chunk], share: float) -> None:
     if not share or not cots:
         return
     lengths_R = torch.cat([part.lengths_B for part in cots])
-    cut_R, drawn_R = torch.rand(2, len(lengths_R)).to(lengths_R.device)
+    # For the rows of all ranks, of which each holds every world_size-th: two ranks cut what one would.
+    cut_R, drawn_R = torch.rand(2, len(lengths_R), world_size())[..., rank()].to(lengths_R.device)
     read_R = torch.where(cut_R < share, (drawn_R * (lengths_R + 1)).long(), lengths_R)
     parts = iter(read_R.split([len(part) for part in cots]))
     for chunk in chunks:

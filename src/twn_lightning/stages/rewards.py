@@ -21,7 +21,13 @@ from twn_lightning.data.sources import PairSource
 from twn_lightning.evaluation.outcomes import positive_rows
 from twn_lightning.evaluation.suite import encode_candidates
 from twn_lightning.metrics import hit_at_k
-from twn_lightning.objectives import combine_rewards, format_reward, reciprocal_rank, similarity_gap
+from twn_lightning.objectives import (
+    combine_rewards,
+    format_reward,
+    gather_with_local_gradient,
+    reciprocal_rank,
+    similarity_gap,
+)
 from twn_lightning.settings import RLSettings, Settings
 from twn_lightning.strategy import gather_objects, interleave, rank, world_size
 from twn_lightning.types import EmbeddingMode, Item, Pair
@@ -82,6 +88,19 @@ def score_completions(
     return RewardTerms(reward_B, format_B, rank_B, gap_B)
 
 
+def distinct_targets(embeddings_CD: Tensor, hash_C: Tensor) -> tuple[Tensor, Tensor]:
+    """The targets of all ranks, in rank order, and their hashes; one that several ranks have as the first has it.
+
+    Args:
+        embeddings_CD: this rank's.
+        hash_C: their target hashes, int64; distinct within a rank.
+    """
+    embeddings_CD, hash_C = gather_with_local_gradient(embeddings_CD), gather_with_local_gradient(hash_C)
+    first_C = (hash_C[:, None] == hash_C).int().argmax(1)
+    kept = (first_C == torch.arange(len(hash_C), device=hash_C.device)).nonzero()[:, 0]
+    return embeddings_CD[kept], hash_C[kept]
+
+
 @dataclass
 class _PoolEntry:
     """One task's share of the pool."""
@@ -113,14 +132,14 @@ class TargetPool:
         self._entries: dict[str, _PoolEntry] = {}
 
     def rivals(self, backbone: DualLoRABackbone, task: str, step: int, taken: Iterable[Item]) -> Tensor:
-        """Embeddings (C, D) of the task's pool without the targets in `taken`, which the batch has itself.
+        """Embeddings (C, D) of the task's pool without the targets in any rank's `taken`, which the batch has itself.
 
         Every rank must call this for the same task.
         """
         entry = self._entries.get(task)
         if entry is None or step - entry.step >= self.refresh_steps:
             entry = self._entries[task] = self._encoded(backbone, task, step)
-        own = {name for item in taken for name in _identity(item)}
+        own = set().union(*gather_objects({name for item in taken for name in _identity(item)}))
         kept = [row for row, identity in enumerate(entry.identities) if not identity & own]
         return entry.embeddings_CD[kept]
 

@@ -14,8 +14,10 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 from twn_lightning.errors import CheckpointError
+from twn_lightning.launch import started_together
 from twn_lightning.run import RunFolder
 from twn_lightning.settings import Settings
 from twn_lightning.stages.base import TWNStage
@@ -97,6 +99,8 @@ def build_trainer(
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
         strategy=strategy,
+        # Named, since Lightning would take every process of a SLURM job for a task of srun.
+        plugins=[TorchElasticEnvironment() if started_together() else LightningEnvironment()],
         precision=precision,
         deterministic=trainer.deterministic,
         max_epochs=1,
