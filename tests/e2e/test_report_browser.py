@@ -36,7 +36,7 @@ def decisions() -> pa.Table:
     return pa.table(
         {
             "query_key": [f"q{row}" for row in rows],
-            "task": ["nano/follow"] * COUNT,
+            "task": [("nano/follow", "nano/read", "nano/follow", "nano/sum", "nano/exit")[row % 5] for row in rows],
             "side": ["query"] * COUNT,
             "steps": (rows % 4).tolist(),
             "probability": np.where(think, 0.9, 0.1),
@@ -55,22 +55,33 @@ def decisions() -> pa.Table:
     )
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    table = decisions()
-    score = SimpleNamespace(
-        hit_at_1=0.5, tokens_per_query=5.0, think_rate=0.5, ci95=(0.4, 0.6), hits=np.full(table.num_rows, 0.5)
-    )
-    summary: dict[str, Any] = build_summary(
+def summary_of(table: pa.Table) -> dict[str, Any]:
+    scores = {
+        name: SimpleNamespace(
+            hit_at_1=quality,
+            tokens_per_query=5.0,
+            think_rate=0.5,
+            ci95=(0.4, 0.6),
+            hits=np.full(table.num_rows, quality),
+        )
+        for name, quality in {"never": 0.45, "always": 0.55, "adaptive": 0.5, "random": 0.48, "oracle": 0.58}.items()
+    }
+    return build_summary(
         table,
         suite="nano",
         stages={},
         added_parameter_ratio={"nano": 0.1, "qwen3vl_4b": 0.05, "qwen3vl_8b": 0.03},
-        router_scores=dict.fromkeys(("never", "always", "adaptive", "random", "oracle"), score),
+        router_scores=scores,
         gate={"auroc": 0.9, "ece": 0.1},
         seconds=1.0,
     )
-    return write_report(ReportData.from_table(summary, table), tmp_path_factory.mktemp("report") / "report.html")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    table = decisions()
+    folder = tmp_path_factory.mktemp("report")
+    return write_report(ReportData.from_table(summary_of(table), table), folder / "report.html")
 
 
 def browse(address: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from twn_lightning.backbone.media import load_image
+from twn_lightning.backbone.media import load_image, load_video
 from twn_lightning.evaluation.outcomes import QueryOutcome
 from twn_lightning.types import Item, Side
 
@@ -84,14 +84,16 @@ def _name(item: Item) -> str:
 
 
 def _shown(outcomes: Sequence[QueryOutcome], think_N: np.ndarray) -> set[int]:
-    """Queries whose image is kept: every kind of decision and every number of steps has its turn."""
+    """Queries whose picture is kept: kinds of decision and numbers of steps take turns, tasks are mixed."""
+    pictured = [i for i, o in enumerate(outcomes) if o.pair.query.media]
     by_kind: dict[tuple[Any, ...], list[int]] = {}
-    for i, o in enumerate(outcomes):
-        kind = (bool(think_N[i]), o.hit_discriminative, o.hit_generative, o.pair.steps)
+    for i in np.random.default_rng(0).permutation(pictured).astype(int).tolist():
+        o = outcomes[i]
+        kind = (bool(think_N[i]), np.sign(o.hit_generative - o.hit_discriminative), o.pair.steps)
         by_kind.setdefault(kind, []).append(i)
     shown: set[int] = set()
     turn = 0
-    while len(shown) < min(MAX_THUMBNAILS, len(outcomes)):
+    while len(shown) < min(MAX_THUMBNAILS, len(pictured)):
         for rows in by_kind.values():
             if turn < len(rows) and len(shown) < MAX_THUMBNAILS:
                 shown.add(rows[turn])
@@ -99,12 +101,24 @@ def _shown(outcomes: Sequence[QueryOutcome], think_N: np.ndarray) -> set[int]:
     return shown
 
 
-def _thumbnail(item: Item) -> bytes | None:
-    """The query's first image as PNG, at most THUMBNAIL_PIXELS a side."""
-    image = next((m for m in item.media if m.kind == "image"), None)
-    if image is None:
+def item_picture(item: Item) -> np.ndarray | None:
+    """What to show of an item: its first image, or the first frame of its first video, as uint8 RGB (height, width, 3).
+
+    Raises:
+        DataError: media that cannot be read.
+    """
+    if not item.media:
         return None
-    picture = Image.fromarray(load_image(image, item.key))
+    media = next((m for m in item.media if m.kind == "image"), item.media[0])
+    return load_image(media, item.key) if media.kind == "image" else load_video(media, item.key, 1).frames[0]
+
+
+def _thumbnail(item: Item) -> bytes | None:
+    """The item's picture as PNG, at most THUMBNAIL_PIXELS a side."""
+    pixels = item_picture(item)
+    if pixels is None:
+        return None
+    picture = Image.fromarray(pixels)
     picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twn_lightning.errors import DataError
+from twn_lightning.metrics import verdicts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,10 +75,7 @@ class Decisions:
 
     def verdicts(self) -> np.ndarray:
         """One key of `VERDICTS` per query, (N,) of str."""
-        rescued = self.hit_generative_N > self.hit_discriminative_N
-        spoiled = self.hit_generative_N < self.hit_discriminative_N
-        cases = [self.think_N & rescued, self.think_N & spoiled, self.think_N, rescued]
-        return np.select(cases, ["helped", "hurt", "wasted", "missed"], default="skipped")
+        return verdicts(self.think_N, self.hit_discriminative_N, self.hit_generative_N)
 
 
 def read_decisions(table: pa.Table) -> Decisions:

@@ -5,7 +5,6 @@ Shape letters: N queries, P points of a curve, S numbers of steps, B bins.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -269,12 +268,3 @@ def gain_histogram(data: ReportData) -> ReportFigure:
         f"{percent(right)} of the queries. Counts are on a logarithmic scale above 10."
     )
     return ReportFigure(name, "Gain of thinking", caption, alt, svg)
-
-
-def draw_figures(data: ReportData) -> list[ReportFigure]:
-    """Every figure that the data allows: without known steps, think rate by steps is left out."""
-    figures: list[Callable[[ReportData], ReportFigure]] = [quality_against_tokens]
-    if data.summary["by_steps"]:
-        figures.append(think_rate_by_steps)
-    figures += [gate_calibration, cot_length_by_steps, gain_histogram]
-    return [figure(data) for figure in figures]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from twn_lightning.reporting.markup import Markup, element, join
+from twn_lightning.reporting.page import bounded
 from twn_lightning.reporting.read import ReportData
 from twn_lightning.reporting.tables import percent
+from twn_lightning.reporting.thumbnails import png_address
 
 GALLERY_SIZE = 60
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BADGES = {
     "helped": "✓ helped",
     "hurt": "✗ hurt",
@@ -43,10 +43,9 @@ def choose_examples(data: ReportData, limit: int = GALLERY_SIZE) -> list[Example
         At most `limit` examples, by verdict and steps; the same ones for the same data.
     """
     verdicts_N = data.decisions.verdicts()
-    has_image_N = np.asarray(data.table.column("image_png").is_valid())
     groups: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for row in np.argsort(~has_image_N, kind="stable"):
-        groups[verdicts_N[row], data.decisions.steps_N[row]].append(int(row))
+    for row in _varied(data):
+        groups[verdicts_N[row], data.decisions.steps_N[row]].append(row)
     # A verdict's groups take turns among themselves first, so that a rare verdict is shown as fully as a common one.
     turns: dict[str, list[int]] = {verdict: [] for verdict in BADGES}
     for depth in range(limit):
@@ -57,6 +56,14 @@ def choose_examples(data: ReportData, limit: int = GALLERY_SIZE) -> list[Example
     chosen.sort(key=lambda row: (order.index(str(verdicts_N[row])), data.decisions.steps_N[row], row))
     records = data.table.take(chosen).to_pylist()
     return [Example(str(verdicts_N[row]), record) for row, record in zip(chosen, records, strict=True)]
+
+
+def _varied(data: ReportData) -> list[int]:
+    """Every row in a fixed random order, which mixes the tasks, those with an image first."""
+    order_N = np.random.default_rng(0).permutation(len(data.decisions))
+    has_image_N = np.asarray(data.table.column("image_png").is_valid())[order_N]
+    rows: list[int] = order_N[np.argsort(~has_image_N, kind="stable")].tolist()
+    return rows
 
 
 def gallery(data: ReportData) -> Markup:
@@ -77,18 +84,24 @@ def gallery(data: ReportData) -> Markup:
         for verdict, badge in BADGES.items()
     ]
     selects = [_select(label, name, [example.row[name] for example in examples]) for label, name in _SELECTS]
+    search = element("label", "Text ", element("input", type="search", name="text", autocomplete="off"))
     filters = element(
         "form",
         element("div", *buttons, role="group", aria_label="Verdict", class_="verdicts"),
-        element("div", *selects, element("output", aria_live="polite", id="shown"), class_="selects"),
+        element("div", *selects, search, element("output", aria_live="polite", id="shown"), class_="selects"),
+        element("p", _KEYS, class_="keys"),
         id="filters",
         hidden=True,
     )
     cards = element("div", *(_card(example, index) for index, example in enumerate(examples)), class_="cards")
-    return join(filters, cards)
+    return join(filters, cards, element("p", "No example fits these filters.", id="none", class_="note", hidden=True))
 
 
-_SELECTS = (("Steps", "steps"), ("Task", "task"))
+_KEYS = join(
+    "Keys: ", element("kbd", "/"), " to search, ", element("kbd", "j"), " and ", element("kbd", "k"),
+    " for the next and the previous example, ", element("kbd", "Enter"), " for its chain of thought.",
+)  # fmt: skip
+_SELECTS = (("Task", "task"), ("Steps", "steps"))
 
 
 def _select(label: str, name: str, values: list[Any]) -> Markup:
@@ -108,8 +121,8 @@ def _card(example: Example, index: int) -> Markup:
     ]
     outcomes = [
         ("Positive", row["positive"], None),
-        ("Without CoT", row["top1_discriminative"], row["hit_discriminative"] > 0.5),
-        ("With CoT", row["top1_generative"], row["hit_generative"] > 0.5),
+        ("Without CoT", row["top1_discriminative"], row["hit_discriminative"]),
+        ("With CoT", row["top1_generative"], row["hit_generative"]),
     ]
     malformed = element("span", "malformed CoT", class_="badge hurt") if row["malformed"] else None
     return element(
@@ -120,7 +133,7 @@ def _card(example: Example, index: int) -> Markup:
             element(
                 "div",
                 element("p", element("span", BADGES[verdict], class_=f"badge {verdict}"), " ", malformed),
-                element("h3", row["query_text"] or "(no text)", id=heading),
+                element("h3", bounded(row["query_text"]) or "(no text)", id=heading),
                 class_="words",
             ),
             class_="top",
@@ -131,24 +144,22 @@ def _card(example: Example, index: int) -> Markup:
         element(
             "details",
             element("summary", "Chain of thought" if row["think"] else "Chain of thought, had it thought"),
-            element("pre", row["cot"] or "(empty)"),
+            element("pre", bounded(row["cot"]) or "(empty)"),
         ),
         class_="card",
         data_verdict=verdict,
         data_steps="" if row["steps"] is None else row["steps"],
         data_task=row["task"],
         aria_labelledby=heading,
+        tabindex=-1,
     )
 
 
 def _image(row: dict[str, Any]) -> Markup | None:
-    """The query's image; bytes that are not PNG are left out rather than guessed at."""
-    content = row["image_png"]
-    if content is None or not content.startswith(PNG_SIGNATURE):
+    address = png_address(row["image_png"])
+    if address is None:
         return None
-    data = base64.b64encode(content).decode("ascii")
-    alt = f"Image of the query: {row['query_text']}"
-    return element("img", src=f"data:image/png;base64,{data}", alt=alt, loading="lazy")
+    return element("img", src=address, alt=f"Image of the query: {bounded(row['query_text'])}", loading="lazy")
 
 
 def _probability(probability: float) -> Markup:
@@ -163,8 +174,10 @@ def _fact(name: str, value: object) -> Markup:
     return element("div", element("dt", name), " ", element("dd", value))
 
 
-def _outcome(name: str, answer: str, hit: bool | None) -> Markup:
+def _outcome(name: str, answer: str, quality: float | None) -> Markup:
+    """What came first, and whether it was right; a graded task's metric where that lies between."""
     mark = None
-    if hit is not None:
-        mark = element("span", "✓ hit" if hit else "✗ miss", class_="hit" if hit else "miss")
-    return join(element("dt", name), element("dd", answer or "–", " ", mark))
+    if quality is not None:
+        word, kind = {1.0: ("✓ hit", "hit"), 0.0: ("✗ miss", "miss")}.get(quality, (percent(quality, 0), "count"))
+        mark = element("span", word, class_=kind)
+    return join(element("dt", name), element("dd", bounded(answer) or "–", " ", mark))

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
-from string import Template
 from typing import Any
-from urllib.parse import quote
 
 from twn_lightning.reporting.decisions import VERDICTS
 from twn_lightning.reporting.figure_style import ReportFigure
-from twn_lightning.reporting.figures import draw_figures
+from twn_lightning.reporting.figures import (
+    cot_length_by_steps,
+    gain_histogram,
+    gate_calibration,
+    quality_against_tokens,
+    think_rate_by_steps,
+)
 from twn_lightning.reporting.finding import finding
 from twn_lightning.reporting.gallery import BADGES, gallery
-from twn_lightning.reporting.markup import Markup, element, join, table
-from twn_lightning.reporting.read import ReportData, RunRecord, load_report
+from twn_lightning.reporting.markup import Markup, element, join
+from twn_lightning.reporting.page import figure_card, header, page, run_list, section, text_table
+from twn_lightning.reporting.read import ReportData
+from twn_lightning.reporting.suite_page import render_suite_report
+from twn_lightning.reporting.suite_scores import SuiteReport, load_runs
 from twn_lightning.reporting.tables import (
-    TextTable,
     duration,
     kinds_table,
     percent,
@@ -29,10 +32,12 @@ from twn_lightning.reporting.tables import (
     stage_table,
     steps_table,
 )
+from twn_lightning.reporting.task_figures import think_rate_by_task
+from twn_lightning.reporting.task_tables import task_table, time_table, token_table
 from twn_lightning.run import write_text
 
 
-def write_report(source: ReportData | Sequence[Path], output: Path) -> Path:
+def write_report(source: ReportData | SuiteReport | Sequence[Path], output: Path) -> Path:
     """Write the report of an evaluation as one HTML file.
 
     Args:
@@ -45,13 +50,15 @@ def write_report(source: ReportData | Sequence[Path], output: Path) -> Path:
     Raises:
         DataError: no folder holds an evaluation, or a file in one is missing or malformed.
     """
-    data = source if isinstance(source, ReportData) else load_report(source)
-    write_text(output, render_report(data, output.parent))
+    data = source if isinstance(source, (ReportData, SuiteReport)) else load_runs(source)
+    folder = output.parent
+    text = render_suite_report(data, folder) if isinstance(data, SuiteReport) else render_report(data, folder)
+    write_text(output, text)
     return output
 
 
 def render_report(data: ReportData, folder: Path) -> str:
-    """The report as HTML, the same text for the same data.
+    """The report of an evaluation under every router as HTML, the same text for the same data.
 
     Args:
         data: the evaluation.
@@ -60,69 +67,79 @@ def render_report(data: ReportData, folder: Path) -> str:
     Returns:
         A whole HTML document.
     """
-    style, script = _asset("report.css"), _asset("report.js")
-    figures = draw_figures(data)
     summary = data.summary
-    body = join(
-        _header(summary),
-        element(
-            "main",
-            _section("routers", "Every router", _text_table(router_table(summary)), note=_ROUTER_NOTE),
-            _section("score", "Score", _text_table(score_table(summary)), note=_SCORE_NOTE)
-            if score_table(summary).rows
-            else None,
-            _section("figures", "Figures", element("div", *map(_figure, figures), class_="figures")),
-            _section("steps", "By reasoning steps", _text_table(steps_table(summary)), note=_STEPS_NOTE)
-            if summary["by_steps"]
-            else None,
-            _section("kinds", "By kind of query", _text_table(kinds_table(summary)), note=_KINDS_NOTE)
-            if summary.get("by_kind")
-            else None,
-            _section("stages", "Training stages", _text_table(stage_table(summary)), note=_STAGES_NOTE)
-            if summary["stages"]
-            else None,
-            _section("examples", "Decisions", _verdict_legend(), gallery(data)),
-            _section("provenance", "Runs and environment", _runs(data.runs, folder), _ratios(summary)),
+    parts = _sections(data, folder)
+    links = {"routers": "Routers", "figures": "Figures", "tasks": "Tasks", "cost": "Cost", "examples": "Decisions"}
+    overline = f"twn_lightning · {summary['suite']} · {summary['num_queries']:,} queries"
+    head = header(overline, "Think when needed", finding(summary), _tiles(summary), links | {"provenance": "Runs"})
+    return page(f"Think when needed: {summary['suite']}", head, *parts)
+
+
+def _sections(data: ReportData, folder: Path) -> list[Markup | None]:
+    summary = data.summary
+    steps, kinds, stages = (make(summary) for make in (steps_table, kinds_table, stage_table))
+    difficulty = [text_table(content) for content in (steps, kinds) if content.rows]
+    return [
+        _routers(summary),
+        section("figures", "Figures", element("div", *map(figure_card, _figures(data)), class_="figures")),
+        section(
+            "difficulty",
+            "By difficulty",
+            element("div", *difficulty, class_="pair"),
+            note=_STEPS_NOTE + (_KINDS_NOTE if kinds.rows else ""),
+        )
+        if difficulty
+        else None,
+        section("tasks", "By task", text_table(task_table(data), sortable=True), note=_TASK_NOTE),
+        section(
+            "cost",
+            "Cost",
+            element("div", text_table(token_table(data)), text_table(time_table(summary)), class_="pair"),
+            note=_COST_NOTE,
         ),
-    )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    return Template(_asset("report.html")).substitute(
-        title=join(f"Think when needed: {summary['suite']}"),
-        style=style,
-        script=script,
-        script_digest=digest,
-        body=body,
-    )
+        section("stages", "Training stages", text_table(stages), note=_STAGES_NOTE) if stages.rows else None,
+        section("examples", "Decisions", _verdict_legend(), gallery(data)),
+        section("provenance", "Runs and environment", run_list(data.runs, folder), _ratios(summary)),
+    ]
+
+
+def _routers(summary: Mapping[str, Any]) -> Markup:
+    """Every router; of a benchmark suite with its score as a further column."""
+    routers, scores = router_table(summary), score_table(summary)
+    if not scores.rows:
+        return section("routers", "Every router", text_table(routers, sortable=True), note=_ROUTER_NOTE)
+    score_of = {key: row[1] for key, row in zip(scores.keys, scores.rows, strict=True)}
+    rows = [[*row, score_of.get(key, "–")] for key, row in zip(routers.keys, routers.rows, strict=True)]
+    scored = replace(routers, header=[*routers.header, "Score"], rows=rows)
+    return section("routers", "Every router", text_table(scored, sortable=True), note=f"{_ROUTER_NOTE} {_SCORE_NOTE}")
+
+
+def _figures(data: ReportData) -> list[ReportFigure]:
+    """Every figure that the data allows: without known steps, think rate by steps is left out."""
+    by_steps = [think_rate_by_steps] if data.summary["by_steps"] else []
+    others = [think_rate_by_task, gate_calibration, gain_histogram, cot_length_by_steps]
+    return [figure(data) for figure in (quality_against_tokens, *by_steps, *others)]
 
 
 _ROUTER_NOTE = (
     "hit@1 over all queries with its 95 % interval, and the reasoning tokens each router spends, averaged over all "
     "queries. The oracle knows the outcome beforehand: it thinks where only thinking hits."
 )
-_SCORE_NOTE = "The mean over the suite's meta-tasks of the mean over their tasks, each by its own metric."
+_SCORE_NOTE = "Score: the mean over the suite's meta-tasks of the mean over their tasks, each by its own metric."
 _STEPS_NOTE = "hit@1 without thinking, with it, and by the gate's choice, by the true number of reasoning steps."
 _KINDS_NOTE = (
-    "The same by kind: direct asks for what is shown, a lookalike has near-duplicates that a CoT does not tell apart, "
-    "steps need reasoning."
+    " The same by kind of query: direct asks for what is shown, a lookalike has near-duplicates that a CoT does not "
+    "tell apart, steps need reasoning."
+)
+_TASK_NOTE = (
+    "Each task by its own metric, which is hit@1 where none is named. The interval is of the gate's choice, over the "
+    "task's queries. Choose a column name to sort by it."
+)
+_COST_NOTE = (
+    "Reasoning tokens: the mean is over all queries, median and 95th percentile (p95) over those that think. Time: as "
+    "measured on the machine below; embeddings and CoTs that were cached already took none."
 )
 _STAGES_NOTE = "In the order in which they ran, on held-out data."
-
-
-def _asset(name: str) -> str:
-    return files("twn_lightning.reporting").joinpath("assets").joinpath(name).read_text(encoding="utf-8")
-
-
-def _header(summary: Mapping[str, Any]) -> Markup:
-    overline = f"twn_lightning · {summary['suite']} · {summary['num_queries']:,} queries"
-    links = [("routers", "Routers"), ("figures", "Figures"), ("examples", "Decisions"), ("provenance", "Runs")]
-    return element(
-        "header",
-        element("p", overline, class_="overline"),
-        element("h1", "Think when needed"),
-        element("p", finding(summary), class_="finding"),
-        element("dl", *(_tile(*tile) for tile in _tiles(summary)), class_="tiles"),
-        element("nav", *(element("a", name, href=f"#{target}") for target, name in links), aria_label="Sections"),
-    )
 
 
 def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -141,32 +158,9 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     auroc, ece = summary["gate"]["auroc"], summary["gate"]["ece"]
     if auroc is not None:
         tiles.append((f"{auroc:.3f}", "gate AUROC", "" if ece is None else f"ECE {ece:.3f}"))
-    tiles.append((duration(summary["seconds"]), "wall clock", "training and evaluation"))
+    what = "training and evaluation" if summary["stages"] else "evaluation"
+    tiles.append((duration(summary["seconds"]), "wall clock", what))
     return tiles
-
-
-def _tile(value: str, name: str, detail: str) -> Markup:
-    return element("div", element("dt", name), element("dd", value, element("small", detail)))
-
-
-def _section(name: str, title: str, *content: object, note: str | None = None) -> Markup:
-    heading = element("h2", title, id=f"{name}-title")
-    paragraph = element("p", note, class_="note") if note else None
-    return element("section", heading, paragraph, *content, id=name, aria_labelledby=f"{name}-title")
-
-
-def _text_table(text_table: TextTable) -> Markup:
-    return table(text_table.title, text_table.header, text_table.rows, text_table.keys)
-
-
-def _figure(figure: ReportFigure) -> Markup:
-    return element(
-        "figure",
-        element("h3", figure.title),
-        figure.svg,
-        element("figcaption", figure.caption),
-        id=f"figure-{figure.name}",
-    )
 
 
 def _verdict_legend() -> Markup:
@@ -175,45 +169,6 @@ def _verdict_legend() -> Markup:
         for verdict, meaning in VERDICTS.items()
     ]
     return element("dl", *entries, class_="legend")
-
-
-def _runs(runs: Sequence[RunRecord], folder: Path) -> Markup | None:
-    if not runs:
-        return None
-    return join(*(_run(run, folder) for run in runs))
-
-
-def _run(run: RunRecord, folder: Path) -> Markup:
-    relative = Path(os.path.relpath(run.path, folder)).as_posix()
-    link = element("a", relative, href=f"./{quote(relative)}/")
-    error = element("pre", run.error, class_="error") if run.error else None
-    facts = [
-        join(element("dt", name), element("dd", value)) for name, value in flatten(run.environment) if value is not None
-    ]
-    environment = (
-        element("details", element("summary", "Environment"), element("dl", *facts, class_="environment"))
-        if facts
-        else None
-    )
-    return element(
-        "article",
-        element("h3", link, " ", element("span", run.status.lower(), class_=f"badge status-{run.status.lower()}")),
-        element("pre", f"$ {run.command}", class_="command") if run.command else None,
-        error,
-        environment,
-        class_="run",
-    )
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object]]:
-    """A nested mapping as rows of dotted name and value."""
-    rows: list[tuple[str, object]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            rows += flatten(value, f"{prefix}{name}.")
-        elif value != []:
-            rows.append((f"{prefix}{name}", value))
-    return rows
 
 
 def _ratios(summary: Mapping[str, Any]) -> Markup:

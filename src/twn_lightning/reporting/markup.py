@@ -48,7 +48,15 @@ def join(*children: object) -> Markup:
     )
 
 
-def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[object]], keys: Sequence[str]) -> Markup:
+def table(
+    caption: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    keys: Sequence[str],
+    *,
+    words: Sequence[str] = (),
+    sortable: bool = False,
+) -> Markup:
     """A table whose first column heads its rows, in a container that scrolls sideways on a narrow screen.
 
     Args:
@@ -56,14 +64,24 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[object]],
         header: one name per column.
         rows: one cell per column.
         keys: one per row, written as `data-key` for the style sheet.
+        words: columns that hold words, set flush left; the others are aligned on their digits.
+        sortable: marked for the script, which makes its column names buttons.
 
     Returns:
         The table in its container.
     """
-    head = element("thead", element("tr", *(element("th", name, scope="col") for name in header)))
+    sides = ["words" if name in words else None for name in header]
+    names = [element("th", name, scope="col", class_=side) for name, side in zip(header, sides, strict=True)]
+    head = element("thead", element("tr", *names))
     lines = [
-        element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:]), data_key=key)
+        element(
+            "tr",
+            element("th", row[0], scope="row"),
+            *(element("td", cell, class_=side) for cell, side in zip(row[1:], sides[1:], strict=True)),
+            data_key=key,
+        )
         for key, row in zip(keys, rows, strict=True)
     ]
-    content = element("table", element("caption", caption), head, element("tbody", *lines))
+    marked = "sortable" if sortable else None
+    content = element("table", element("caption", caption), head, element("tbody", *lines), class_=marked)
     return element("div", content, class_="scroll", tabindex=0, role="region", aria_label=caption)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,10 @@ ROUTER_NAMES: dict[str, str] = {
 }
 STAGE_NAMES: dict[str, str] = {"sft": "supervised", "rl": "reinforcement", "gate": "routing gate"}
 HIGHLIGHTED = "adaptive"
+BEST = "best"
+"""The key of the best row of a sweep's table."""
+TEXT_COLUMNS = ("Metric", "Meta-task", "Size", "Split")
+"""Columns of words beside the first, set flush left."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -88,7 +92,7 @@ def score_table(summary: Mapping[str, Any]) -> TextTable:
     """Router x score of a benchmark suite; no rows where the summary is of none, or lacks tasks."""
     names = [name for name in ordered_routers(summary["modes"]) if "score" in summary["modes"][name]]
     rows = [[router_label(name), percent(summary["modes"][name]["score"])] for name in names]
-    return TextTable("Score of the suite", ["Router", "Mean over meta-tasks"], names, rows)
+    return TextTable("Score of the suite", ["Router", "Score"], names, rows)
 
 
 def steps_table(summary: Mapping[str, Any]) -> TextTable:
@@ -137,35 +141,29 @@ def summary_tables(summary: Mapping[str, Any]) -> list[TextTable]:
     return [table for make in tables if (table := make(summary)).rows]
 
 
-def render_terminal(summary: Mapping[str, Any]) -> Group:
-    """The tables of a summary for a rich console.
-
-    Args:
-        summary: fits summary.schema.json.
-
-    Returns:
-        A renderable: `rich.print(render_terminal(summary))`.
-    """
-    rendered = []
-    for text_table in summary_tables(summary):
-        table = Table(
-            title=text_table.title,
-            title_justify="left",
-            title_style="bold",
-            header_style="dim",
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        for index, name in enumerate(text_table.header):
-            is_text = index == 0 or name == "Metric"
-            table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
-        for key, row in zip(text_table.keys, text_table.rows, strict=True):
-            table.add_row(*row, style="bold cyan" if key == HIGHLIGHTED else None)
-        rendered.append(table)
-    return Group(*rendered)
-
-
 def print_tables(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the tables of a summary to the terminal."""
-    (console or Console()).print(render_terminal(summary))
+    print_text_tables(summary_tables(summary), console)
+
+
+def print_text_tables(tables: Sequence[TextTable], console: Console | None = None) -> None:
+    """Print tables to the terminal, each under its title."""
+    (console or Console()).print(Group(*map(_terminal_table, tables)))
+
+
+def _terminal_table(text_table: TextTable) -> Table:
+    table = Table(
+        title=text_table.title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for index, name in enumerate(text_table.header):
+        is_text = index == 0 or name in TEXT_COLUMNS
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    for key, row in zip(text_table.keys, text_table.rows, strict=True):
+        table.add_row(*row, style="bold cyan" if key in (HIGHLIGHTED, BEST) else None)
+    return table

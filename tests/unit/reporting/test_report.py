@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from twn_lightning.errors import DataError
@@ -22,6 +23,10 @@ from twn_lightning.reporting.finding import finding
 from twn_lightning.reporting.gallery import BADGES, GALLERY_SIZE, choose_examples
 from twn_lightning.reporting.html import render_report
 from twn_lightning.reporting.markdown import escape_markdown
+from twn_lightning.reporting.tables import duration, percent
+from twn_lightning.reporting.task_figures import think_rate_by_task
+from twn_lightning.reporting.task_tables import task_table, time_table, token_table
+from twn_lightning.reporting.thumbnails import png_address
 
 HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>\"' onload=\"alert(2)"
 
@@ -43,7 +48,7 @@ class Page(HTMLParser):
         self.ids += [value or "" for name, value in attrs if name == "id"]
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action")]
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
-        if tag not in ("meta", "img", "br", "input"):
+        if tag not in ("meta", "link", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -65,10 +70,10 @@ def test_report_is_one_well_formed_file_without_outside_addresses(data: ReportDa
     page = Page(text)
     assert page.open == []
     assert not re.search(r"https?:|//[a-z]|@import", text)
-    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
     assert len(page.ids) == len(set(page.ids))
     assert page.tags.count("script") == 1
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
 
 
 def test_report_is_deterministic(data: ReportData) -> None:
@@ -89,6 +94,83 @@ def test_bytes_that_are_no_png_are_not_shown(decisions: pa.Table, summary: dict[
     fake = pa.array([b"<svg onload=alert(1)>"] * decisions.num_rows, pa.binary())
     table = decisions.set_column(decisions.column_names.index("image_png"), "image_png", fake)
     assert "img" not in Page(render_report(ReportData.from_table(summary, table), Path())).tags
+
+
+def test_a_photograph_is_embedded_small(decisions: pa.Table, summary: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 150, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, format="PNG")
+    photographs = pa.array([buffer.getvalue()] * decisions.num_rows, pa.binary())
+    table = decisions.set_column(decisions.column_names.index("image_png"), "image_png", photographs)
+    text = render_report(ReportData.from_table(summary, table), Path())
+    assert text.count("data:image/jpeg;base64,") == GALLERY_SIZE
+    assert len(text) < 0.5 * GALLERY_SIZE * len(buffer.getvalue())
+
+
+def test_names_of_tasks_are_no_formulas(decisions: pa.Table, summary: dict[str, Any]) -> None:
+    names = pa.array([r"nano/$\frac{a$" + "x" * 100] * decisions.num_rows)
+    table = decisions.set_column(decisions.column_names.index("task"), "task", names)
+    assert "frac{a" in think_rate_by_task(ReportData.from_table(summary, table)).svg
+
+
+def test_a_png_that_claims_to_be_huge_is_left_out() -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(buffer, format="PNG")
+    assert png_address(buffer.getvalue()) is None
+    assert png_address(None) is None
+
+
+def test_a_graded_outcome_shows_its_metric(decisions: pa.Table, summary: dict[str, Any]) -> None:
+    table = decisions
+    for name, quality in (("hit_discriminative", 0.63), ("hit_generative", 1.0)):
+        table = table.set_column(table.column_names.index(name), name, pa.array([quality] * table.num_rows))
+    text = render_report(ReportData.from_table(summary, table), Path())
+    assert text.count('<span class="count">63\N{NO-BREAK SPACE}%</span>') == GALLERY_SIZE
+    assert text.count('<span class="hit">✓ hit</span>') == GALLERY_SIZE
+    assert "✗ miss" not in text
+
+
+def test_long_texts_are_cut(decisions: pa.Table, summary: dict[str, Any]) -> None:
+    long = decisions
+    for name in ("query_text", "cot", "positive"):
+        texts = pa.array(["word " * 100_000] * decisions.num_rows)
+        long = long.set_column(long.column_names.index(name), name, texts)
+    text = render_report(ReportData.from_table(summary, long), Path())
+    assert "(496,000 more characters)" in text
+    assert len(text) < 3_000_000
+
+
+def test_task_table_is_of_the_decisions(data: ReportData) -> None:
+    table = task_table(data)
+    assert table.keys == ["nano/exit", "nano/follow", "nano/read"]
+    chosen = data.decisions.task_N == "nano/follow"
+    row = dict(zip(table.header, table.rows[1], strict=True))
+    assert row["Task"] == "follow"
+    assert row["Queries"] == str(chosen.sum())
+    assert row["Adaptive"] == percent(float(data.decisions.hit_adaptive_N[chosen].mean()))
+    low, high = (float(bound) for bound in re.findall(r"[\d.]+", row["95 % interval"]))
+    assert low <= float(row["Adaptive"].split("\N{NO-BREAK SPACE}")[0]) <= high
+
+
+def test_tasks_of_a_suite_name_meta_task_and_metric(summary: dict[str, Any], decisions: pa.Table) -> None:
+    names = pa.array(["mmeb_nano/NanoDoc", "mmeb_nano/NanoQA"] * (decisions.num_rows // 2))
+    table = decisions.set_column(decisions.column_names.index("task"), "task", names)
+    data = ReportData.from_table(summary | {"suite": "mmeb_nano"}, table)
+    shown = task_table(data)
+    assert [row[:3] for row in shown.rows] == [["NanoQA", "I-QA", "hit@1"], ["NanoDoc", "VisDoc", "ndcg_linear@5"]]
+    assert think_rate_by_task(data).title == "Think rate by meta-task"
+    assert "I-QA: " in think_rate_by_task(data).alt
+
+
+def test_cost_counts_every_token_and_second(data: ReportData) -> None:
+    tokens = dict(zip(token_table(data).keys, token_table(data).rows, strict=True))
+    spent = int(data.decisions.tokens_N[data.decisions.think_N].sum())
+    assert tokens["adaptive"][1] == f"{spent / len(data.decisions):.1f}"
+    assert tokens["adaptive"][-1] == f"{spent:,}"
+    assert tokens["never"][1:] == ["0.0", "–", "–", "0"]
+    times = time_table(data.summary)
+    assert times.keys == ["sft", "rl", "gate", "evaluation", "total"]
+    assert times.rows[-2][1] == duration(231.5 - 121.4 - 48.0 - 9.3)
 
 
 def test_gallery_is_bounded_and_shows_every_verdict(data: ReportData) -> None:
