@@ -12,15 +12,12 @@ import torch
 
 from twn_lightning.backbone.loading import choose_attention
 from twn_lightning.backbone.packaged import PACKAGED, adapters_command, pretraining_command
-from twn_lightning.backbone.parameters import SHAPES, LanguageModelShape, added_parameters
 from twn_lightning.environment import version_of
-from twn_lightning.settings import GateStageSettings, RLSettings, Settings
+from twn_lightning.planning import items_of, memory_parts, model_shape, usual_device
+from twn_lightning.planning.constants import GIB
+from twn_lightning.settings import Settings
 
 DISTRIBUTION = "twn_lightning"
-VISION_PARAMETERS = {"qwen3vl_2b": 0.41e9, "qwen3vl_4b": 0.41e9, "qwen3vl_8b": 0.58e9}
-"""Vision tower and mergers, from their shapes."""
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -98,43 +95,23 @@ def _asset(name: str, folder: Path, witness: str, remedy: str) -> Finding:
 
 
 def memory(settings: Settings, tokens_per_item: int) -> list[Finding]:
-    """An estimate of the device memory that one process of a run needs, part by part.
-
-    Weights, optimizer and cache follow from shapes. Activations are those a layer keeps for its backward pass, summed
-    without allocator overhead or the attention's workspace: expect up to a quarter more.
+    """An estimate of the device memory that one process of a run needs, part by part, by the formulas of `twn plan`.
 
     Args:
-        settings: of the run; one of the Qwen3-VL backbones.
-        tokens_per_item: prompt and CoT tokens of an item, visual tokens included.
+        settings: of the run.
+        tokens_per_item: of a query's prompt and padded CoT, visual tokens included.
 
     Returns:
-        One finding for each part and their sum; a single one where the backbone's shapes are not known.
+        One finding for each part and their sum.
+
+    Raises:
+        ConfigError: a model whose sizes are not known.
     """
-    name = settings.model.name
-    if name not in SHAPES:
-        return [Finding("memory", f"{name} needs well below 1 GiB: no estimate")]
-    shape = SHAPES[name]
-    counts = added_parameters(shape, settings.adapters)
-    shards = settings.trainer.devices * settings.trainer.num_nodes if _is_sharded(settings) else 1
-    weight_bytes = _bytes_per_weight(settings)
-    rows = _rows_at_once(settings)
-    value_bytes = 4 if settings.trainer.precision == "32-true" else 2
-    trained = _trained_parameters(settings, counts)
-    parts = {
-        f"weights, {settings.model.quantization} {settings.model.dtype}, 1/{shards}": (
-            shape.parameters + VISION_PARAMETERS[name]
-        )
-        * weight_bytes
-        / shards,
-        f"adapters and queries, float32, 1/{shards}": counts["added"] * 4 / shards,
-        f"gradients and AdamW of {trained / 1e6:.0f} M parameters, 1/{shards}": trained * 12 / shards,
-        f"cache of {rows} x {tokens_per_item} tokens": rows * tokens_per_item * _cache_bytes(shape, value_bytes),
-        f"activations of {rows} x {tokens_per_item} tokens": rows
-        * tokens_per_item
-        * _activation_bytes(shape, settings, value_bytes),
-    }
-    findings = [Finding(part, f"{size / GIB:8.1f} GiB") for part, size in parts.items()]
-    return [*findings, _total(sum(parts.values()))]
+    device = usual_device(settings.model)
+    items = items_of(settings.model).scaled_to(tokens_per_item)
+    found = memory_parts(model_shape(settings.model), settings, device, items)
+    findings = [Finding(part, f"{size / GIB:8.1f} GiB") for part, size in found.parts.items()]
+    return [*findings, _total(found.total)]
 
 
 def _total(size: float) -> Finding:
@@ -144,41 +121,3 @@ def _total(size: float) -> Finding:
     fits = size < 0.9 * available
     remedy = "" if fits else "lower stage.chunk_size, set interface.activation_checkpointing=true, or shard over more"
     return Finding("sum, a device", f"{size / GIB:8.1f} GiB of {available / GIB:.1f}", fits, remedy)
-
-
-def _is_sharded(settings: Settings) -> bool:
-    trainer = settings.trainer
-    return trainer.strategy == "fsdp2" or (trainer.strategy == "auto" and trainer.devices * trainer.num_nodes > 1)
-
-
-def _bytes_per_weight(settings: Settings) -> float:
-    if settings.model.quantization == "nf4":
-        return 0.56  # 4 bits, and the doubly quantised scales
-    return 4 if settings.model.dtype == "float32" else 2
-
-
-def _rows_at_once(settings: Settings) -> int:
-    stage = settings.stage
-    return stage.decode_batch_size if isinstance(stage, GateStageSettings) else stage.chunk_size
-
-
-def _trained_parameters(settings: Settings, counts: dict[str, int]) -> int:
-    if isinstance(settings.stage, GateStageSettings):
-        return 0
-    return counts["reasoning"] if isinstance(settings.stage, RLSettings) else counts["added"]
-
-
-def _cache_bytes(shape: LanguageModelShape, value_bytes: int) -> float:
-    """Keys and values of one token over all layers."""
-    return 2 * shape.layers * shape.key_value_heads * shape.head_dim * value_bytes
-
-
-def _activation_bytes(shape: LanguageModelShape, settings: Settings, value_bytes: int) -> float:
-    """What the backward pass reads of one token: inputs of norms and linears, attention's inputs and output."""
-    if isinstance(settings.stage, GateStageSettings):
-        return 0
-    if settings.interface.activation_checkpointing:
-        return shape.layers * shape.hidden * value_bytes
-    queries, keys = shape.heads * shape.head_dim, shape.key_value_heads * shape.head_dim
-    layer = 6 * shape.hidden + 2 * queries + 2 * keys + 4 * shape.intermediate
-    return shape.layers * layer * value_bytes

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         twn doctor experiment=qwen3vl_4b_sft trainer.devices=4 --tokens 1200""",
     )
     options.add_argument("overrides", nargs="*", help="the configuration to judge: group=option and key=value")
-    options.add_argument("--tokens", type=int, default=700, help="prompt and CoT tokens of an item (default 700)")
+    options.add_argument("--tokens", type=int, default=700, help="of a query's prompt and padded CoT (default 700)")
     chosen = options.parse_intermixed_args(arguments)
     settings = config.load_settings(chosen.overrides)
 

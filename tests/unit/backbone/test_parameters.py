@@ -1,8 +1,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLVisionModel
 
-from twn_lightning.backbone.parameters import SHAPES, added_parameter_ratio_for, added_parameters
+from twn_lightning.backbone.parameters import (
+    SHAPES,
+    VISION_SHAPES,
+    VisionShape,
+    added_parameter_ratio_for,
+    added_parameters,
+)
 from twn_lightning.errors import ConfigError
 from twn_lightning.settings import AdapterSettings, LoraSettings
 
@@ -35,3 +43,17 @@ def test_shared_costs_what_dual_costs():
 def test_unknown_size_lists_the_known():
     with pytest.raises(ConfigError, match="did you mean 'qwen3vl_4b'"):
         added_parameter_ratio_for("qwen3vl_4", AdapterSettings())
+
+
+def test_vision_parameters_are_those_of_the_tower(tiny_backbone):
+    model = tiny_backbone().model
+    counted = VisionShape.from_config(model.config).parameters
+    assert counted == sum(p.numel() for p in model.model.visual.parameters())
+
+
+def test_the_largest_tower_is_transformers_default():
+    config = Qwen3VLConfig(vision_config={"out_hidden_size": SHAPES["qwen3vl_8b"].hidden})
+    assert VisionShape.from_config(config) == VISION_SHAPES["qwen3vl_8b"]
+    with torch.device("meta"):
+        tower = Qwen3VLVisionModel(config.vision_config)
+    assert VISION_SHAPES["qwen3vl_8b"].parameters == sum(p.numel() for p in tower.parameters())
