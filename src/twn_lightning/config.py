@@ -1,4 +1,4 @@
-"""Hydra, and the only file that knows it: overrides to settings, the reference config, and sweeps.
+"""Hydra, and the only file that knows it: overrides to settings, and sweeps.
 
 A sweep runs each job as one child process in plain mode. In this process a multi-device strategy, which launches its
 ranks with the same command line, would launch the whole sweep again on each of them.
@@ -7,8 +7,8 @@ ranks with the same command line, would launch the whole sweep again on each of 
 from __future__ import annotations
 
 import difflib
-import re
-import subprocess
+import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -29,12 +29,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from twn_lightning.benchmark.registry import NANO_SUITE, TASK_FILES, selections
 from twn_lightning.errors import ConfigError, unknown_name
-from twn_lightning.run import RunFolder
 from twn_lightning.settings import Settings
-from twn_lightning.validation import STAGES, flatten, settings_from_dict, settings_to_dict
+from twn_lightning.sweep_folder import SweepFolder
+from twn_lightning.sweep_job import StopOnSignal, in_sweep_process, run_job
+from twn_lightning.validation import flatten, settings_from_dict, settings_to_dict
 
 ROOT_CONFIG = "train"
-REFERENCE_FILE = "reference.yaml"
 
 
 def conf_dir() -> Path:
@@ -74,7 +74,7 @@ def load_settings(overrides: Sequence[str] = (), *, on_this_machine: bool = Fals
     """
     problems, usable = _check_overrides(overrides)
     try:
-        settings = settings_from_dict(_compose(usable), on_this_machine=on_this_machine)
+        settings = settings_from_dict(compose(usable), on_this_machine=on_this_machine)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     if problems:
@@ -97,18 +97,30 @@ def _store_tasks(folder: Path) -> None:
             ConfigStore.instance().store(f"{name}.yaml", plain | own | {"names": [name]}, group=f"task/{suite}")
 
 
-def _compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """The resolved train config as plain values."""
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved train config as plain values.
+
+    Raises:
+        ConfigError: Hydra cannot compose it; the values themselves are not checked.
+    """
+    config = _composed(overrides)
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    assert isinstance(values, dict)
+    return values
+
+
+def _composed(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+    """The train config, its interpolations not resolved yet; with Hydra's own section on request."""
     _store_tasks(conf_dir())
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = hydra.compose(ROOT_CONFIG, list(overrides))
-        values = OmegaConf.to_container(config, resolve=True)
+            return hydra.compose(ROOT_CONFIG, list(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    assert isinstance(values, dict)
-    return values
 
 
 def _check_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -132,7 +144,7 @@ def _check_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
             choices += [] if unknown else [text]
         else:
             values.append((name, text))
-    known = _compose([c for c in choices if "," not in c])
+    known = compose([c for c in choices if "," not in c])
     for name, text in values:
         problem = None if name.startswith("hydra") or text.startswith("+") else _unknown_key(name, known)
         problems += [problem] if problem else []
@@ -168,113 +180,110 @@ def _unknown_key(key: str, known: dict[str, Any]) -> str | None:
     return None
 
 
-def reference_text() -> str:
-    """Every key of the train config with its default and its comment, flat: what conf/reference.yaml holds."""
-    lines = [
-        "# Every key of the train config with its default: key, value, and what it means.",
-        "# Generated from conf/ by `make reference`; a test compares. To change one: twn train stage.batch_size=64",
-    ]
-    shared = _reference_section([], exclude="stage")
-    lines += ["", "# every stage", *shared]
-    for stage in STAGES:
-        lines += ["", f"# stage={stage}", *_reference_section([f"stage={stage}"], only="stage")]
-    return "\n".join(lines) + "\n"
-
-
-def write_reference() -> Path:
-    """Write conf/reference.yaml again."""
-    path = conf_dir() / REFERENCE_FILE
-    path.write_text(reference_text(), encoding="utf-8")
-    return path
-
-
-def _reference_section(overrides: list[str], *, only: str | None = None, exclude: str | None = None) -> list[str]:
-    composed = _compose(overrides)
-    comments = key_comments(conf_dir() / f"{ROOT_CONFIG}.yaml")
-    for group, option in _default_options(overrides).items():
-        found = key_comments(conf_dir() / group / f"{option}.yaml")
-        comments.update({f"{group}.{key}": text for key, text in found.items()})
-    lines = []
-    for key, value in flatten(composed).items():
-        section = key.split(".")[0]
-        if section != exclude and (only is None or section == only):
-            written = yaml.safe_dump(value, default_flow_style=True, width=1000).splitlines()[0]
-            lines += [f"# {comments.get(key, '')}".rstrip(), f"{key}: {written}"]
-    return lines
-
-
-def _default_options(overrides: Sequence[str]) -> dict[str, str]:
-    """The option of each group that the defaults list chooses, and the overrides change."""
-    defaults = yaml.safe_load((conf_dir() / f"{ROOT_CONFIG}.yaml").read_text(encoding="utf-8"))["defaults"]
-    chosen = {group: option for entry in defaults if isinstance(entry, dict) for group, option in entry.items()}
-    chosen.update(dict(override.split("=", 1) for override in overrides))
-    return {group: option for group, option in chosen.items() if option is not None and " " not in group}
-
-
-def key_comments(path: Path) -> dict[str, str]:
-    """The comment directly above each key of a YAML file, by dotted key; empty where there is none."""
-    comments: dict[str, str] = {}
-    pending: list[str] = []
-    parents: list[tuple[int, str]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        stripped = line.strip()
-        if stripped.startswith("#"):
-            pending.append(stripped.lstrip("# "))
-        elif key := re.match(r"( *)(\w+):", line):
-            indent = len(key[1])
-            parents = [(i, k) for i, k in parents if i < indent] + [(indent, key[2])]
-            comments[".".join(k for _, k in parents)] = " ".join(pending)
-            pending = []
-        else:
-            pending = []
-    return comments
-
-
 def is_sweep(overrides: Iterable[str]) -> bool:
     """Whether the overrides choose a sweep preset, which needs no --multirun."""
     return any(o.startswith("sweep=") and o != "sweep=null" for o in overrides)
 
 
-def run_sweep(overrides: Sequence[str]) -> list[RunFolder]:
-    """Run every job of a sweep, one child process each.
+def run_sweep(overrides: Sequence[str]) -> SweepFolder:
+    """Run every job of a sweep that is not completed yet, one child process each.
 
     Args:
         overrides: as typed; comma-separated values, or a `sweep=` preset, span the grid. A launcher or sweeper plugin
-            is chosen with `hydra/launcher=` and `hydra/sweeper=`.
+            is chosen with `hydra/launcher=` and `hydra/sweeper=`, the folder with `hydra.sweep.dir=`. In the folder of
+            an earlier sweep only what is missing runs.
 
     Returns:
-        The run folders, in the order of the jobs; their status tells which failed.
+        The sweep folder; its status and its jobs tell what failed, or that Ctrl-C ended it.
 
     Raises:
-        ConfigError: problems in the overrides' names.
+        ConfigError: problems in the overrides, or a plugin that is not installed; no job has run.
     """
     problems, usable = _check_overrides(overrides)
     if problems:
         raise ConfigError(problems)
-    base = _compose([o for o in usable if "," not in o and not o.startswith("hydra")])
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path(base["paths"]["output_root"], "sweeps", base["name"], stamp).absolute()
-    typed = sys.argv
-    sys.argv = [typed[0], "--multirun", *usable, f"hydra.sweep.dir='{folder}'"]
+    sweep, defaults = _plan_sweep(overrides, usable)
+    typed, early = sys.argv, True
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what went wrong; otherwise it prints it and ends the process
+    sys.argv = [typed[0], "--multirun", *defaults, *usable, f"hydra.sweep.dir='{sweep.path}'"]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=ROOT_CONFIG)(_sweep_job)()
+        with StopOnSignal(sweep):
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=ROOT_CONFIG)(_sweep_job)()
+        early = False
+    except HydraException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    except KeyboardInterrupt:
+        sweep.stop_file.touch()
+    except Exception as error:  # of a plugin: a worker died, or no trial of an optimisation has a result
+        if not sweep.stop_file.exists():
+            print(f"twn: the sweep ended early: {type(error).__name__}: {error}", file=sys.stderr)
     finally:
         sys.argv = typed
-    return [RunFolder(path.parent) for path in sorted(folder.glob("*/status.json"), key=lambda p: int(p.parent.name))]
+        sweep.finish(early=early)
+    return sweep
+
+
+_OPTUNA_DEFAULTS = (
+    "hydra.sweeper.direction=maximize",  # every stage's headline metric is better when higher
+    "hydra.sweeper.max_failure_rate=1.0",  # a failed job does not end the sweep
+    "hydra.sweeper.sampler.seed=0",  # a sweep that goes on draws the same trials again and finds them completed
+    "hydra.sweeper.n_jobs=1",  # how many trials are drawn before the first result is in
+)
+
+
+def _plan_sweep(typed: Sequence[str], usable: Sequence[str]) -> tuple[SweepFolder, Sequence[str]]:
+    """Write sweep.yaml into the folder named in the overrides, else into a new one; and defaults of the sweeper."""
+    parser = OverridesParser.create()
+    fixed = [o for o in usable if not parser.parse_override(o).is_sweep_override()]
+    try:
+        composed = _composed(fixed, with_hydra=True)
+    except ConfigError as error:
+        extra = (
+            "The extra `sweep` has joblib and submitit, `optuna` the sweeper: pip install 'twn_lightning[sweep,optuna]'"
+        )
+        raise ConfigError(f"{error} {extra}" if "Could not find 'hydra/" in str(error) else error.problems) from error
+    if any(o.startswith("hydra.sweep.dir=") for o in usable):
+        folder = Path(composed.hydra.sweep.dir)
+    else:
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        folder = Path(composed.paths.output_root, "sweeps", composed.name, stamp)
+    sweeper = composed.hydra.sweeper
+    presets = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
+    axes: dict[str, list[str]] = {}
+    for override in parser.parse_overrides([*presets, *(o for o in usable if not o.startswith("hydra"))]):
+        axes.pop(override.key_or_group, None)
+        if override.is_discrete_sweep():
+            axes[override.key_or_group] = list(override.sweep_string_iterator())
+        elif override.is_sweep_override():
+            axes[override.key_or_group] = [override.get_value_string()]
+    jobs = sweeper.get("n_trials") or math.prod(map(len, axes.values()))
+    kept = [o for o in typed if not o.startswith("hydra.sweep.dir=")]
+    sweep = SweepFolder(folder.expanduser().absolute()).plan(kept, axes, jobs)
+    return sweep, _OPTUNA_DEFAULTS if "optuna" in sweeper._target_ else ()
 
 
 def _sweep_job(config: DictConfig) -> float | None:
-    """One job: a child in plain mode. An optimising sweeper gets the stage's headline metric from its metrics.json."""
-    job = HydraConfig.get()
-    run = RunFolder(job.runtime.output_dir)
-    changes = [o for o in job.overrides.task if not o.startswith("sweep=")]
-    print(f"== job {job.job.num}: {job.job.override_dirname or 'defaults'} -> {run.path}", flush=True)
-    command = [sys.executable, "-m", "twn_lightning", "train", *changes, f"paths.run_dir='{run.path}'"]
-    code = _run_child(command)
-    if code and run.read_status().get("status") not in ("FAILED", "INTERRUPTED"):
-        run.status("FAILED", f"the job ended with exit code {code} before it started training")
-    return run.metrics().get("headline", {}).get("after")
+    """One job, wherever the launcher runs it. An optimising sweeper gets the stage's headline metric."""
+    chosen = HydraConfig.get()
+    sweep = SweepFolder(chosen.sweep.dir)
+    in_charge = in_sweep_process()
+    changes = [o for o in chosen.overrides.task if not o.startswith("sweep=")]
+    job = run_job(sweep, chosen.job.num, changes, _threads(chosen, sweep))
+    if in_charge and sweep.stop_file.exists():
+        raise KeyboardInterrupt
+    _, value = job.headline() or (None, None)
+    return value
 
 
-def _run_child(command: list[str]) -> int:
-    return subprocess.run(command, check=False).returncode
+def _threads(chosen: DictConfig, sweep: SweepFolder) -> int | None:
+    """A job's share of the cores where a launcher runs several at once on this machine; None where it has them all."""
+    name = chosen.launcher._target_.rpartition(".")[2]
+    if name not in ("JoblibLauncher", "LocalLauncher"):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_once = [sweep.read_plan()["jobs"]]
+    at_once += [n for key in ("max_batch_size", "n_jobs") if (n := chosen.sweeper.get(key))]
+    if name == "JoblibLauncher":
+        workers = chosen.launcher.n_jobs
+        at_once.append(workers if workers > 0 else max(1, cores + 1 + workers))
+    return max(1, cores // min(at_once))

@@ -8,7 +8,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from twn_lightning import cli, config
+from twn_lightning import cli, config, sweep_job
 from twn_lightning.benchmark.protocol import PROTOCOLS, Protocol
 from twn_lightning.benchmark.registry import (
     NANO_SUITE,
@@ -107,7 +107,7 @@ def test_pixel_budgets_must_leave_room() -> None:
 
 def test_a_sweep_may_run_over_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr(config, "_run_child", lambda command: commands.append(command) or 0)
+    monkeypatch.setattr(sweep_job, "run_child", lambda command, *_: commands.append(command) or 0)
     config.run_sweep(["task=mmeb_v2/I-CLS,mmeb_v2/DocVQA", f"paths.output_root={tmp_path}"])
     assert [word for command in commands for word in command if word.startswith("task=")] == [
         "task=mmeb_v2/I-CLS", "task=mmeb_v2/DocVQA",

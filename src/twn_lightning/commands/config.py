@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twn_lightning import config
+from twn_lightning import config, config_reference
 from twn_lightning.commands import parser
 
 
@@ -23,6 +23,6 @@ def main(arguments: list[str]) -> None:
         for group, names in config.groups().items():
             print(f"{group:<13}{', '.join(names)}")
     elif chosen.write_reference:
-        print(config.write_reference())
+        print(config_reference.write_reference())
     else:
         print(config.resolved_yaml(config.load_settings(chosen.overrides)), end="")

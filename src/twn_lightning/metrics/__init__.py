@@ -14,6 +14,7 @@ from twn_lightning.metrics.routing import (
     think_at_equal_tokens,
     think_rate,
     tokens_per_query,
+    verdicts,
 )
 from twn_lightning.metrics.scoring import RankedCandidates, rank_candidates, score_embeddings
 from twn_lightning.metrics.statistics import (
@@ -22,6 +23,7 @@ from twn_lightning.metrics.statistics import (
     bootstrap_over_seeds,
     paired_bootstrap_difference,
     paired_bootstrap_over_seeds,
+    student_interval,
 )
 
 __all__ = [
@@ -47,7 +49,9 @@ __all__ = [
     "ranking_metrics",
     "ranks",
     "score_embeddings",
+    "student_interval",
     "think_at_equal_tokens",
     "think_rate",
     "tokens_per_query",
+    "verdicts",
 ]

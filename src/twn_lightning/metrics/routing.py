@@ -152,6 +152,24 @@ def oracle_gap(hit_routed: ArrayLike, hit_discriminative: ArrayLike, hit_generat
     return float((np.maximum(discriminative_N, generative_N) - routed_N).mean())
 
 
+def verdicts(think: ArrayLike, quality_discriminative: ArrayLike, quality_generative: ArrayLike) -> NDArray[np.str_]:
+    """The verdict on each decision.
+
+    Args:
+        think: Decisions, bool (N,).
+        quality_discriminative: Per-query quality without thinking, such as hit@1 (N,).
+        quality_generative: Per-query quality with thinking (N,).
+
+    Returns:
+        `helped`, `hurt` or `wasted` of the queries that thought; `missed` or `skipped` of the others (N,).
+    """
+    think_N = np.asarray(think, dtype=bool)
+    discriminative_N, generative_N = np.asarray(quality_discriminative), np.asarray(quality_generative)
+    rescued, spoiled = generative_N > discriminative_N, generative_N < discriminative_N
+    cases = [think_N & rescued, think_N & spoiled, think_N, rescued]
+    return np.select(cases, ["helped", "hurt", "wasted", "missed"], default="skipped")
+
+
 def gate_scores(
     probability: ArrayLike, label: ArrayLike, hit_discriminative: ArrayLike, hit_generative: ArrayLike
 ) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Seeded bootstrap intervals over queries, and over training seeds and queries.
+"""Intervals: seeded bootstraps over queries, and over training seeds and queries; Student's t over seeds.
 
 Shape letters: N queries, S training seeds, B bootstrap resamples.
 """
@@ -146,6 +146,39 @@ def paired_bootstrap_over_seeds(
         With one seed it is `paired_bootstrap_difference`, up to the draws.
     """
     return bootstrap_over_seeds(np.subtract, first, second, samples=samples, level=level, seed=seed)
+
+
+def student_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean of a few independent values, one a training seed, with Student's t interval.
+
+    Args:
+        values: One value per seed (S,), S at least 2.
+        level: Coverage, in (0, 1).
+
+    Returns:
+        `Interval`; it assumes that the values of the seeds are normally distributed.
+
+    Raises:
+        ValueError: On fewer than two values, non-finite ones, or a level out of range.
+
+    Relations:
+        Unlike the bootstrap it keeps its coverage with two or three seeds, and is wide there: 12.7 standard errors to
+        either side with two, 4.3 with three.
+    """
+    values_S = _checked(values, "values")
+    if len(values_S) < 2 or not 0 < level < 1:
+        raise ValueError(f"an interval needs 2 values, got {len(values_S)}, and level={level} inside (0, 1).")
+    half = _student_quantile(level, len(values_S) - 1) * values_S.std(ddof=1) / np.sqrt(len(values_S))
+    mean = float(values_S.mean())
+    return Interval(mean, mean - float(half), mean + float(half))
+
+
+def _student_quantile(level: float, freedom: int) -> float:
+    """The t within which a Student variable lies with probability `level`; with t = sqrt(freedom) tan(angle)."""
+    angles = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(angles) ** (freedom - 1)
+    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return float(np.sqrt(freedom) * np.tan(np.interp(level, mass / mass[-1], angles)))
 
 
 def _stacked(systems: tuple[ArrayLike, ...]) -> NDArray[np.float64]:

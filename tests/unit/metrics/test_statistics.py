@@ -11,6 +11,7 @@ from twn_lightning.metrics import (
     paired_bootstrap_difference,
     paired_bootstrap_over_seeds,
     statistics,
+    student_interval,
 )
 
 
@@ -130,3 +131,23 @@ def test_bad_input_over_seeds_is_explained() -> None:
         bootstrap_over_seeds(np.negative, [[0, 1, math.nan], [0, 0, 0]])
     with pytest.raises(ValueError, match="samples=0"):
         bootstrap_over_seeds(np.negative, np.zeros((1, 2)), samples=0)
+
+
+def test_students_interval_matches_tables() -> None:
+    # t within which 95 % lie with 1 and 2 degrees of freedom: 12.706 and 4.303
+    assert student_interval([0.0, 2.0]) == pytest.approx((1.0, 1 - 12.706, 1 + 12.706), abs=1e-3)
+    assert student_interval([0.0, 1.0, 2.0]) == pytest.approx(
+        (1.0, 1 - 4.3027 / math.sqrt(3), 1 + 4.3027 / math.sqrt(3)), abs=1e-4
+    )
+
+
+def test_students_interval_keeps_its_level_with_three_seeds() -> None:
+    draws = np.random.default_rng(0).normal(size=(400, 3))
+    covered = [interval.low <= 0 <= interval.high for interval in map(student_interval, draws)]
+    assert 0.92 <= np.mean(covered) <= 0.98
+
+
+@pytest.mark.parametrize(("values", "level"), [([1.0], 0.95), ([1.0, 2.0], 1.0), ([1.0, math.nan], 0.95)])
+def test_students_interval_explains_bad_input(values: list[float], level: float) -> None:
+    with pytest.raises(ValueError, match=r"needs 2 values|NaN"):
+        student_interval(values, level=level)
