@@ -61,8 +61,8 @@ sweep: $(READY) ## One process per job, e.g. ARGS="experiment=nano_sft sweep=lor
 report: $(READY) ## Tables and figures of finished runs, e.g. ARGS="outputs/sft/nano_sft/*"
 	$(BIN)/twn report $(ARGS)
 
-bench: $(READY) ## Speed of encoding under each router, on this machine
-	$(BIN)/python experiments/benchmarks/encode.py $(ARGS)
+bench: $(READY) ## Speed beside peers on the same work (under 10 minutes, CPU), e.g. ARGS="decode --rows 16"
+	$(BIN)/twn bench cpu $(ARGS)
 
 notebooks: $(READY) ## Execute the notebooks in place
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb

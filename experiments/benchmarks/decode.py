@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from experiments.benchmarks.decoders import Decoders, build_decoders, generate, nano_decoders, peer_generate
-from experiments.benchmarks.pairs import Timing, in_turn, write_result
+from experiments.benchmarks.pairs import Timing, in_turn, speedup, write_result
 from twn_lightning.backbone.decoding import Decoded, decode_cots
 from twn_lightning.backbone.decoding_engine import DecodingEngine, DecodingWay, decoding_with, make_engine
 from twn_lightning.backbone.interface import ReasonerState
@@ -142,15 +142,17 @@ class Benchmark:
         for name, timing in timings.items():
             if timing.error or name == READING:
                 continue
-            decoding, whole, missing = timing.median, timing.median, 0
+            seconds, whole, missing = timing.seconds, timing.median, 0
             if name in self.after_first:
-                decoding, missing = median(self.after_first[name][-len(timing.seconds) :]), 1
+                seconds, missing = self.after_first[name][-len(timing.seconds) :], 1
             else:
                 whole += timings[READING].median
+            written = rows * (self.mean_length - missing)
             found[name] = {
-                "tokens_per_second": rows * (self.mean_length - missing) / decoding,
+                "tokens_per_second": written / median(seconds),
+                "rounds": [written / value for value in seconds],
                 "with_reading": rows * self.mean_length / whole,
-                "milliseconds_per_step": 1000 * decoding / (self.steps - missing),
+                "milliseconds_per_step": 1000 * median(seconds) / (self.steps - missing),
             }
         return found
 
@@ -261,13 +263,15 @@ def summarise(results: dict[str, Any], bench: Benchmark, timings: dict[str, Timi
     results["times_generate"] = times_generate(results["rates"])
 
 
-def times_generate(rates: dict[str, Any]) -> dict[str, float]:
-    """Tokens per second over those of `generate` with a dynamic cache and unmerged LoRA."""
-    return {
-        name: rate["tokens_per_second"] / rates[PEER]["tokens_per_second"]
-        for name, rate in rates.items()
-        if PEER in rates
-    }
+def times_generate(rates: dict[str, Any]) -> dict[str, Any]:
+    """Tokens per second over those of `generate` with a dynamic cache and unmerged LoRA, with intervals."""
+    seconds = {name: Timing([1 / value for value in rate["rounds"]]) for name, rate in rates.items()}
+    return {name: speedup(seconds[PEER], own) for name, own in seconds.items() if PEER in rates}
+
+
+def ratio_text(ratio: dict[str, float] | None) -> str:
+    """A ratio for the terminal."""
+    return "" if ratio is None else f"{ratio['ratio']:5.2f} x"
 
 
 def table(results: dict[str, Any]) -> list[str]:
@@ -280,7 +284,7 @@ def table(results: dict[str, Any]) -> list[str]:
         ratios = times_generate(rates)
         lines += [
             f"{model}, {name:<52} {rate['tokens_per_second']:8,.0f} tok/s, {rate['with_reading']:8,.0f} with reading, "
-            f"{rate['milliseconds_per_step']:6.2f} ms a step, {ratios.get(name, 0):5.2f} x generate"
+            f"{rate['milliseconds_per_step']:6.2f} ms a step, {ratio_text(ratios.get(name))} generate"
             for name, rate in rates.items()
         ]
     return lines

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Timing:
 
 
 def in_turn(
-    ways: dict[str, Callable[[], Any]], device: torch.device | str, *, rounds: int = 5, warmups: int = 2
+    ways: dict[str, Callable[[], Any]], device: torch.device | str, *, rounds: int = 5, warmups: int | None = None
 ) -> dict[str, Timing]:
     """Time every way once a round, so that drifts of the machine meet all of them.
 
@@ -50,9 +51,11 @@ def in_turn(
         ways: name -> a call that does the work. One that raises is left out from then on, with its error.
         device: synchronised before the clock is read, where it is a GPU.
         rounds: that count.
-        warmups: before them, that do not.
+        warmups: before them, that do not; by default one, and two on a GPU, which may compile.
     """
     cuda = torch.device(device).type == "cuda"
+    if warmups is None:
+        warmups = 2 if cuda else 1
     timings = {name: Timing() for name in ways}
     for round_ in range(warmups + rounds):
         for name, way in ways.items():
@@ -103,6 +106,7 @@ def write_result(name: str, result: dict[str, Any], out: str | None = None) -> P
     command = " ".join(["python -m", f"experiments.benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     record = {
         "command": command,
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "versions": environment["versions"],
         "hardware": environment["hardware"],
         "revision": environment["git"]["revision"],

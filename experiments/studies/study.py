@@ -192,8 +192,9 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def studies() -> list[Path]:
-    """The folders of all studies, those with a README, in alphabetical order."""
-    return [readme.parent for readme in sorted(EXPERIMENTS.glob("*/README.md"))]
+    """The folders of all studies, those with a README and a collect.py, in alphabetical order."""
+    pages = sorted(EXPERIMENTS.glob("*/README.md"))
+    return [page.parent for page in pages if page.with_name("collect.py").is_file()]
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from twn_lightning import gate_rules, source_rules, task_rules
+from twn_lightning import gate_rules, rollout_rules, source_rules, task_rules
 from twn_lightning.errors import unknown_name
 from twn_lightning.settings import GateStageSettings, RLSettings, Settings, SFTSettings
 
@@ -59,8 +59,9 @@ _RANGES: dict[str, str] = {
     "data.num_frames": _AT_LEAST_1,
     **dict.fromkeys([f"trainer.{k}" for k in ("devices", "num_nodes", "val_every_steps")], _AT_LEAST_1),
     **dict.fromkeys(["trainer.log_every_steps", "trainer.checkpoint_every_steps"], _AT_LEAST_1),
+    "trainer.profile_steps": _AT_LEAST_0,
     **dict.fromkeys([f"task.{k}" for k in ("num_frames", "min_pixels", "max_pixels")], _AT_LEAST_1),
-    **dict.fromkeys([f"evaluation.{k}" for k in ("batch_size", "random_draws", "bootstrap_samples")], _AT_LEAST_1),
+    **dict.fromkeys(["evaluation.batch_size", "evaluation.bootstrap_samples"], _AT_LEAST_1),
     "evaluation.exit_tolerance": "above 0 and at most 1",
 }
 
@@ -86,7 +87,7 @@ _STAGE_RANGES: dict[type, dict[str, str]] = {
         **dict.fromkeys(["pool_size", "pool_refresh_steps"], _AT_LEAST_1),
         **dict.fromkeys(["learning_rate", "clip_norm", "sampling_temperature", "reward_temperature"], _POSITIVE),
         **dict.fromkeys(["clip_low", "clip_high"], "above 0 and below 1"),
-        **dict.fromkeys(["weight_decay", "kl", "min_live_groups"], _AT_LEAST_0),
+        **dict.fromkeys(["kl", "min_live_groups"], _AT_LEAST_0),
         **dict.fromkeys(["format_weight", "rank_weight", "gap_weight"], _AT_LEAST_0),
     },
 }
@@ -97,6 +98,7 @@ def problems(settings: Settings) -> list[Problem]:
     found = list(_out_of_range(settings))
     found += [Problem(keys, message) for keys, message in source_rules.contradictions(settings.data)]
     found += [Problem(keys, message) for keys, message in task_rules.contradictions(settings.task)]
+    found += [Problem(keys, message) for keys, message in rollout_rules.contradictions(settings)]
     if isinstance(settings.stage, GateStageSettings):
         found += [Problem(keys, message) for keys, message in gate_rules.contradictions(settings.gate, settings.data)]
     for rule in (_general, _backbone, _thinking, _sft, _rl, _trainer):
@@ -280,6 +282,7 @@ def _missing_packages(settings: Settings) -> Iterator[Problem]:
     wanted = [
         ("model.attention", settings.model.attention == "flash_attention_2", "flash_attn", "pip install -e '.[flash]'"),
         ("model.quantization", settings.model.quantization == "nf4", "bitsandbytes", "pip install bitsandbytes"),
+        ("stage.rollout_engine", rollout_rules.uses_vllm(settings), "vllm", "pip install -e '.[vllm]'"),
         ("logger.name", settings.logger.name == "wandb", "wandb", "pip install wandb"),
         ("logger.name", settings.logger.name == "tensorboard", "tensorboard", "pip install tensorboard"),
     ]

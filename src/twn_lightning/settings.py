@@ -174,11 +174,11 @@ class RLSettings:
     """A rollout with fewer groups whose rewards differ changes no weight."""
     chunk_size: int = 256
     learning_rate: float = 3e-4
-    weight_decay: float = 0.0
     clip_norm: float = 1.0
     clip_low: float = 0.2
     clip_high: float = 0.28
     kl: float = 0.04
+    rollout_engine: Literal["builtin", "vllm"] = "builtin"
     sampling_temperature: float = 1.0
     format_weight: float = 0.1
     rank_weight: float = 0.5
@@ -204,6 +204,7 @@ class TrainerSettings:
     log_every_steps: int = 10
     checkpoint_every_steps: int = 100
     deterministic: bool = True
+    profile_steps: int = 0
     resume: str | None = None
 
 
@@ -250,7 +251,6 @@ class EvaluationSettings:
     routers: list[str] = field(
         default_factory=lambda: ["never", "always", "adaptive", "random", "margin", "query_length", "oracle"]
     )
-    random_draws: int = 20
     bootstrap_samples: int = 1000
     exit_tolerance: float | None = None
     """Leave a CoT once its embedding moves by less; None: never."""

@@ -6,7 +6,6 @@ python -m twn_lightning.train outputs/sft/nano_sft/<time>/config.yaml seed=1
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,8 +16,9 @@ import torch
 from lightning import seed_everything
 
 from twn_lightning.backbone.loading import load_backbone
-from twn_lightning.callbacks import build_callbacks, build_loggers
+from twn_lightning.callbacks import build_callbacks, log_result, open_loggers
 from twn_lightning.errors import CheckpointError, ConfigError
+from twn_lightning.launch import adopt_srun, check_processes, local_rank
 from twn_lightning.messages import configure_logging, exit_code
 from twn_lightning.run import RunFolder, recorded, run_folder_for
 from twn_lightning.settings import Settings, TrainerSettings
@@ -43,20 +43,21 @@ def train(settings: Settings, overrides: Sequence[str] = ()) -> dict[str, Any]:
         TWNError: something the user can put right; the run is marked FAILED.
         KeyboardInterrupt: the run is marked INTERRUPTED and can be resumed.
     """
+    check_processes(settings.trainer.devices, settings.trainer.num_nodes)
     settings, checkpoint, in_place = resumed(settings)
     run = run_folder_for(settings)
     if not in_place:
         run.require_new()
     run.create(settings, overrides, resumed_from=str(checkpoint) if checkpoint else None)
-    with recorded(run):
+    with recorded(run), open_loggers(settings, run) as loggers:
         seed_everything(settings.seed, workers=True, verbose=False)
         backbone = load_backbone(settings.model, settings.adapters, settings.interface, device_for(settings.trainer))
         stage = build_stage(settings, backbone, run)
-        trainer = build_trainer(
-            settings, run, build_callbacks(settings, progress=sys.stdout.isatty()), build_loggers(settings, run)
-        )
+        callbacks = build_callbacks(settings, run, progress=sys.stdout.isatty())
+        trainer = build_trainer(settings, run, callbacks, loggers)
         fit(trainer, stage, checkpoint)
         metrics = {**stage.final_metrics(), "headline": stage.summary()}
+        log_result(loggers, stage)
         run.finish(metrics)
     leave_processes()
     return metrics
@@ -103,11 +104,12 @@ def device_for(trainer: TrainerSettings) -> torch.device:
     """Where this process loads the backbone."""
     if trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", local_rank())
 
 
 def main() -> None:
     """`python -m twn_lightning.train CONFIG [key=value ...]`."""
+    adopt_srun()
     configure_logging()
     if len(sys.argv) < 2:
         raise ConfigError("usage: python -m twn_lightning.train CONFIG [key=value ...]")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from twn_lightning import config
+from twn_lightning import config, config_reference
 from twn_lightning.errors import ConfigError
 from twn_lightning.settings import Settings
 from twn_lightning.validation import STAGES, flatten, settings_from_dict, settings_to_dict
@@ -49,6 +50,13 @@ def test_every_experiment_composes_limited(experiment: str) -> None:
     assert settings.data.train_pairs == 64
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_profiled(experiment: str) -> None:
+    settings = config.load_settings([f"experiment={experiment}", "debug=profile"])
+    assert settings.trainer.devices == 1
+    assert settings.trainer.profile_steps == 3
+
+
 @pytest.mark.parametrize("sweep", config.groups()["sweep"])
 def test_every_sweep_names_keys_that_exist(sweep: str) -> None:
     preset = yaml.safe_load((config.conf_dir() / "sweep" / f"{sweep}.yaml").read_text())
@@ -60,10 +68,10 @@ def test_every_sweep_names_keys_that_exist(sweep: str) -> None:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_explains_every_key(group: str, option: str) -> None:
     path = config.conf_dir() / group / f"{option}.yaml"
-    comments = config.key_comments(path)
+    comments = config_reference.key_comments(path)
     assert path.read_text().startswith("# ")
     assert [key for key, comment in comments.items() if not comment] == []
-    written = yaml.safe_load(path.read_text())
+    written = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     composed = settings_to_dict(config.load_settings([f"{group}={option}"]))[group]
     assert flatten(written) == flatten(composed), "an option says all keys of its group and nothing else"
 
@@ -86,12 +94,12 @@ def test_commands_in_experiments_compose() -> None:
 
 
 def test_reference_is_up_to_date() -> None:
-    stored = (config.conf_dir() / config.REFERENCE_FILE).read_text()
-    assert stored == config.reference_text(), "the configuration changed: run `make reference`"
+    stored = (config.conf_dir() / config_reference.REFERENCE_FILE).read_text()
+    assert stored == config_reference.reference_text(), "the configuration changed: run `make reference`"
 
 
 def test_reference_names_every_key() -> None:
-    stored = (config.conf_dir() / config.REFERENCE_FILE).read_text()
+    stored = (config.conf_dir() / config_reference.REFERENCE_FILE).read_text()
     lines = [line for line in stored.splitlines() if line and not line.startswith("#")]
     expected = {key for stage in STAGES for key in flatten(settings_to_dict(config.load_settings([f"stage={stage}"])))}
     assert {line.split(":")[0] for line in lines} == expected

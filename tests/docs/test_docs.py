@@ -34,7 +34,7 @@ FENCE = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 GROUPS = "model|adapters|interface|gate|data|stage|trainer|logger|evaluation|paths"
-KEY = re.compile(rf"(?<![\w./])((?:{GROUPS})(?:\.[a-z_]\w*)+)(?![\w/(])")
+KEY = re.compile(rf"(?<![\w./-])((?:{GROUPS})(?:\.[a-z_]\w*)+)(?![\w/(])")
 DEFAULT = re.compile(r"`([a-z_]+(?:\.\w+)+)` = ([\d.,]*\d)")
 
 
@@ -177,7 +177,7 @@ def test_conf_names_of_the_docs_exist() -> None:
     """`experiment=`, `model=` and other choices in conf/ comments and pages are files."""
     defaults_list = yaml.safe_load((ROOT / "conf" / "train.yaml").read_text(encoding="utf-8"))["defaults"]
     groups = {group for entry in defaults_list if isinstance(entry, dict) for group in entry if " " not in group}
-    choice = re.compile(rf"(?<![\w./])({'|'.join(sorted(groups))})=(\w+)")
+    choice = re.compile(rf"(?<![\w./-])({'|'.join(sorted(groups))})=(\w+)")
     texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "conf").rglob("*.yaml")}
     texts |= {page: "\n".join(code_of(page)) for page in PAGES}
     for path, text in texts.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from twn_lightning.atomic import whole_file
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.backbone.early_exit import ExitRule
 from twn_lightning.backbone.encoding import Encoded, encode
@@ -48,6 +50,7 @@ class Evaluation:
     router_scores: dict[str, RouterScore]
     gate_metrics: dict[str, float | None]
 
+    @cached_property
     def decisions(self) -> pa.Table:
         """One row per query: the content of gate_decisions.parquet."""
         return decision_table(self.outcomes, self.gain_N, self.think_N)
@@ -56,10 +59,8 @@ class Evaluation:
         """Write gate_decisions.parquet."""
         import pyarrow.parquet as pq
 
-        run.path.mkdir(parents=True, exist_ok=True)
-        temporary = run.gate_decisions.with_suffix(".tmp")
-        pq.write_table(self.decisions(), temporary)
-        temporary.replace(run.gate_decisions)
+        with whole_file(run.gate_decisions) as temporary:
+            pq.write_table(self.decisions, temporary)
 
     def write(self, run: RunFolder, run_key: str) -> None:
         """Write gate_decisions.parquet, and scores.json and predictions.jsonl of every task."""
@@ -114,7 +115,7 @@ def evaluate_source(
         gate: None leaves out the routers that need one.
         threshold: the gate thinks iff probability > threshold.
         gate_settings: price and label temperature of the gains.
-        evaluation: routers, draws, bootstrap samples, batch size, early exit.
+        evaluation: routers, bootstrap samples, batch size, early exit.
         max_new_tokens: cap of a CoT.
         progress: called with the number of queries encoded, after each batch.
 
@@ -234,7 +235,6 @@ def score_outcomes(
             recorded,
             interval=lambda hits: bootstrap_mean(hits, samples=evaluation.bootstrap_samples),
             threshold=threshold,
-            draws=evaluation.random_draws,
         )
         for name in routers
     }

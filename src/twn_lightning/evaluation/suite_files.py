@@ -80,9 +80,10 @@ def _reference(media: Media) -> list[str]:
 
 
 def _state(path: Path) -> str:
-    if not path.exists():  # encoding will say so
+    try:
+        found = path.stat()
+    except OSError:  # encoding will say so
         return str(path)
-    found = path.stat()
     return f"{path} {found.st_size} {found.st_mtime_ns}"
 
 

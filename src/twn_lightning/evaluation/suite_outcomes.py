@@ -16,9 +16,9 @@ import torch
 from twn_lightning.benchmark.eval_task import EvalTask
 from twn_lightning.benchmark.nano_mirror import GroundTruth
 from twn_lightning.errors import ConfigError
-from twn_lightning.evaluation.adaptive_cache import cached_encoder
+from twn_lightning.evaluation.adaptive_cache import CachedDecisions, cached_encoder
 from twn_lightning.evaluation.benchmark_suite import SuiteProgress
-from twn_lightning.evaluation.embedding_cache import EmbeddingCache
+from twn_lightning.evaluation.embedding_cache import CachedEncoder, EmbeddingCache
 from twn_lightning.evaluation.encoders.protocol import EncodedItems, Encoder, GatedEncoder
 from twn_lightning.evaluation.outcomes import QueryOutcome
 from twn_lightning.evaluation.suite import Evaluation, score_outcomes
@@ -26,7 +26,7 @@ from twn_lightning.evaluation.task_scores import ranked_with_quality
 from twn_lightning.gate.labels import outcome_losses
 from twn_lightning.metrics.scoring import RankedCandidates
 from twn_lightning.settings import EvaluationSettings, GateSettings
-from twn_lightning.types import EmbeddingMode, Item, Pair, RankingItem, Side
+from twn_lightning.types import EmbeddingMode, Pair, RankingItem, Side
 
 CHUNK_SIZE = 500
 """Items handed to the encoder at once, which batches those of like length."""
@@ -78,7 +78,7 @@ def evaluate_outcomes(
         tasks: as loaded, under one protocol.
         suite: what the tasks' names are put behind, as in `mmeb_nano/NanoQA`.
         gate_settings: price, temperature and negatives of the gains.
-        evaluation: routers, draws, bootstrap samples.
+        evaluation: routers, bootstrap samples.
         truths: by key of the query; None: kinds and steps are not known.
         threshold: the gate thinks iff probability > threshold.
         cache: of embeddings; None: none.
@@ -128,10 +128,7 @@ def suite_outcomes(
         One record per query, in order.
     """
     row_of = {item.key: row for row, item in enumerate(task.candidates)}
-    without, thought = (
-        _measure(task, queries_QD, modes.candidates_CD, row_of, gate_settings)
-        for queries_QD in (modes.discriminative_QD, modes.generative.embedding_ND)
-    )
+    without, thought = _measure(task, modes, row_of, gate_settings)
     generative, outcomes = modes.generative, []
     for i, (query, item) in enumerate(zip(task.queries, task.items, strict=True)):
         truth = (truths or {}).get(query.key)
@@ -177,10 +174,12 @@ class BothModes:
             raise ConfigError(
                 f"encoder '{encoder.name}' has no generative mode: it never thinks, so there is nothing to route"
             )
-        gated = isinstance(encoder, GatedEncoder) and EmbeddingMode.ADAPTIVE in encoder.modes
-        self._gated: GatedEncoder | None = encoder if gated else None  # type: ignore[assignment]
         self._thinking = cached_encoder(encoder, Side.QUERY, EmbeddingMode.GENERATIVE, cache)
-        self._plain = cached_encoder(encoder, Side.QUERY, EmbeddingMode.DISCRIMINATIVE, cache)
+        self._plain: CachedEncoder
+        if EmbeddingMode.ADAPTIVE in encoder.modes and isinstance(encoder, GatedEncoder):
+            self._plain = CachedDecisions(encoder, Side.QUERY, cache)
+        else:
+            self._plain = cached_encoder(encoder, Side.QUERY, EmbeddingMode.DISCRIMINATIVE, cache)
         self._candidates = cached_encoder(encoder, Side.CANDIDATE, candidate_mode, cache)
 
     def encode(self, task: EvalTask, progress: Callable[[int], None] | None = None) -> TaskModes:
@@ -189,7 +188,7 @@ class BothModes:
         for start in range(0, len(task.queries), CHUNK_SIZE):
             chunk = task.queries[start : start + CHUNK_SIZE]
             thought.append(self._thinking.encode(chunk))
-            plain.append(self._without(chunk))
+            plain.append(self._plain.encode(chunk))
             if progress is not None:
                 progress(len(chunk))
         corpus = task.candidates
@@ -204,9 +203,6 @@ class BothModes:
             EncodedItems.join(shown).embedding_ND,
         )
 
-    def _without(self, queries: Sequence[Item]) -> EncodedItems:
-        return self._plain.encode(queries) if self._gated is None else self._gated.decide(queries, Side.QUERY)
-
 
 @dataclass
 class _Measured:
@@ -218,16 +214,20 @@ class _Measured:
 
 
 def _measure(
-    task: EvalTask,
-    queries_QD: np.ndarray,
-    candidates_CD: np.ndarray,
-    row_of: Mapping[str, int],
-    settings: GateSettings,
-) -> _Measured:
+    task: EvalTask, modes: TaskModes, row_of: Mapping[str, int], settings: GateSettings
+) -> tuple[_Measured, _Measured]:
+    """The queries without and with CoTs, as one list, so that candidates and labels are read once."""
+    queries_QD = np.concatenate([modes.discriminative_QD, modes.generative.embedding_ND])
+    items = [*task.items, *task.items]
     ranked, quality_Q = ranked_with_quality(
-        task, queries_QD, candidates_CD, list(row_of), task.items, top_k=len(row_of)
+        task, queries_QD, modes.candidates_CD, list(row_of), items, top_k=len(row_of)
     )
-    return _Measured(ranked, quality_Q, _losses(task.items, queries_QD, candidates_CD, row_of, settings))
+    loss_Q = _losses(items, queries_QD, modes.candidates_CD, row_of, settings)
+    half = len(task.items)
+    return (
+        _Measured(ranked[:half], quality_Q[:half], loss_Q[:half]),
+        _Measured(ranked[half:], quality_Q[half:], loss_Q[half:]),
+    )
 
 
 def _losses(

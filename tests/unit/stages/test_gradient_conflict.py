@@ -11,6 +11,7 @@ from tests.stage_runs import StageRun, tiny_settings
 from twn_lightning.backbone.adapters import REASONING
 from twn_lightning.callbacks import GradientConflict, build_callbacks
 from twn_lightning.errors import ConfigError
+from twn_lightning.run import RunFolder
 from twn_lightning.settings import GateStageSettings, SFTSettings
 from twn_lightning.stages.gradient_conflict import LossGradients, conflict_scores, loss_gradients
 
@@ -87,7 +88,7 @@ def test_measuring_leaves_no_trace_in_the_run(tmp_path: Any) -> None:
     for name, every in (("plain", 0), ("measured", 2)):
         stage = SFTSettings(batch_size=4, chunk_size=4, max_steps=4, conflict_every_steps=every)
         settings = tiny_settings(stage, tmp_path / name, interface="kv_joint", adapters={"dropout": 0.5})
-        callbacks = tuple(build_callbacks(settings, progress=False))
+        callbacks = tuple(build_callbacks(settings, RunFolder(tmp_path), progress=False))
         run = StageRun(settings, callbacks).fit()
         states.append(run.backbone.trainable_state())
         lines.append([line for line in run.run_folder.history() if "conflict/cosine" in line])
@@ -100,7 +101,8 @@ def test_measuring_leaves_no_trace_in_the_run(tmp_path: Any) -> None:
 
 def test_other_stages_have_no_such_callback(tmp_path: Any) -> None:
     settings = tiny_settings(GateStageSettings(), tmp_path)
-    assert not any(isinstance(callback, GradientConflict) for callback in build_callbacks(settings))
+    callbacks = build_callbacks(settings, RunFolder(tmp_path))
+    assert not any(isinstance(callback, GradientConflict) for callback in callbacks)
 
 
 def test_several_processes_are_refused(build: Any) -> None:
