@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from twn_lightning import __version__
 from twn_lightning.errors import TWNError, unknown_name
+from twn_lightning.launch import adopt_srun
 from twn_lightning.messages import configure_logging, exit_code
 
 VERBS = {
@@ -21,11 +22,16 @@ VERBS = {
     "tasks": "list the tasks of MMEB-V2",
     "aggregate": "means of MMEB-V2 score files, beside published ones",
     "report": "write the report of finished runs",
+    "inspect": "a live page of a run: its decisions, and questions to its model",
     "preview": "look at rows of a data source as the model sees them",
     "embed": "embeddings, gate decisions and CoTs of a folder or a dataset",
     "mine": "hard negatives for training, from your own embeddings",
     "search": "build, extend and query an index of embeddings",
+    "export": "adapters as a folder with a model card, for the Hub and sentence-transformers",
     "annotate": "chains of thought for your own pairs, by a teacher model",
+    "dashboard": "the panels of a wandb project",
+    "bench": "speed beside peers, on a CPU or a GPU",
+    "plan": "memory, tokens/s and hours of every stage and of MMEB-V2, predicted",
     "doctor": "what is installed, what a configuration needs, what is missing",
     "demo": "all stages on the packaged nano backbone, with a report",
 }
@@ -34,7 +40,7 @@ _USAGE = """usage: twn <verb> [arguments]
 
 {verbs}
 
-train, evaluate, probe and config take overrides, group=option and key=value; the others take flags.
+train, evaluate, probe, config and plan take overrides, group=option and key=value; the others take flags.
 twn <verb> --help shows examples. TWN_DEBUG=1 shows the traceback of an error.
 """
 
@@ -60,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(__version__)
         return 0
+    adopt_srun()
     configure_logging()
     return exit_code(lambda: _run_verb(words[0], words[1:]))
 

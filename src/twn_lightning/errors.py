@@ -46,6 +46,10 @@ class NumericalError(TWNError):
     """A loss or a gradient that is not finite."""
 
 
+class RolloutError(TWNError):
+    """Completions that an engine cannot sample, or that do not come from the policy that trains."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that does not exist: the nearest match, whatever its case, then everything there is.
 

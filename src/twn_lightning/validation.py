@@ -16,9 +16,32 @@ import yaml
 
 from twn_lightning import rules
 from twn_lightning.errors import ConfigError, unknown_name
-from twn_lightning.settings import GateStageSettings, RLSettings, Settings, SFTSettings
+from twn_lightning.settings import EvaluationSettings, GateStageSettings, RLSettings, Settings, SFTSettings
 
 STAGES = {"sft": SFTSettings, "gate": GateStageSettings, "rl": RLSettings}
+
+
+@dataclasses.dataclass(frozen=True)
+class RetiredKey:
+    """A key of earlier releases: only its default was ever used, and the code now does just that."""
+
+    default: Any
+    means: str
+    """What every run does now, as the end of a sentence."""
+
+    def problem(self, path: str, value: Any) -> str:
+        """What to do about another value."""
+        return (
+            f"{path} is no longer a key: {self.means}, as its default {self.default!r} said, and {value!r} asks for "
+            "something else. Remove it"
+        )
+
+
+RETIRED_KEYS: dict[tuple[type, str], RetiredKey] = {
+    (RLSettings, "weight_decay"): RetiredKey(0.0, "stage rl trains without weight decay"),
+    (EvaluationSettings, "random_draws"): RetiredKey(20, "the random routers are means of 20 draws"),
+}
+"""By section and name. A config.yaml that holds the default loads, without the key."""
 
 
 def settings_from_dict(values: Mapping[str, Any], *, on_this_machine: bool = False) -> Settings:
@@ -118,7 +141,11 @@ class _Reader:
         built: dict[str, Any] = {}
         for name, value in values.items():
             path = f"{key}.{name}" if key else str(name)
-            if name not in known:
+            retired = None if name in known else RETIRED_KEYS.get((cls, name))
+            if retired is not None:
+                if value != retired.default:
+                    self.note(path, retired.problem(path, value))
+            elif name not in known:
                 self.note(path, unknown_name("key", path, [f"{key}.{n}" if key else n for n in known]))
             elif path == "stage":
                 built[name] = self.stage(value)

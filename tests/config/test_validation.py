@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from twn_lightning import rules
 from twn_lightning.errors import ConfigError
 from twn_lightning.gate.routers import ROUTERS
 from twn_lightning.settings import GateStageSettings, RLSettings, Settings, SFTSettings
-from twn_lightning.validation import flatten, read_settings, settings_from_dict, settings_to_dict
+from twn_lightning.validation import RETIRED_KEYS, flatten, read_settings, settings_from_dict, settings_to_dict
 
 
 def changed(kind: str = "sft", /, **sections: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +161,10 @@ CONTRADICTIONS = [
     ("rl", {"stage": {"format_weight": 0, "rank_weight": 0, "gap_weight": 0}}, "every reward weight is 0"),
     ("rl", {"interface": {"name": "kv_joint"}}, "interface=kv_detached"),
     ("rl", {"adapters": {"arrangement": "shared"}}, "adapters.arrangement=dual"),
+    ("rl", {"stage": {"rollout_engine": "vllm", "sampling_temperature": 0.7}}, "set stage.sampling_temperature=1"),
+    ("rl", {"stage": {"rollout_engine": "vllm"}, "trainer": {"devices": 2}}, "shares one device with the training"),
+    ("rl", {"stage": {"rollout_engine": "vllm"}, "model": {"quantization": "nf4"}}, "the unquantised backbone"),
+    ("rl", {"stage": {"rollout_engine": "vllm"}, "model": {"name": "tiny"}}, "model.name=tiny is built in memory"),
     ("sft", {"trainer": {"devices": 2, "strategy": "single"}}, "devices x num_nodes = 2"),
     ("sft", {"trainer": {"strategy": "fsdp2"}, "model": {"quantization": "nf4"}}, "cannot shard"),
     ("sft", {"trainer": {"devices": 3}}, "must divide among 3 devices"),
@@ -181,6 +186,7 @@ def test_contradictions(stage: str, changes: dict[str, Any], expected: str) -> N
         ("sft", {"trainer": {"strategy": "fsdp2", "devices": 1}}),
         ("sft", {"adapters": {"dropout": 0.05}}),
         ("rl", {"stage": {"gap_weight": 0.0}}),
+        ("rl", {"stage": {"rollout_engine": "vllm"}}),
     ],
 )
 def test_combinations_that_are_fine(stage: str, changes: dict[str, Any]) -> None:
@@ -205,6 +211,13 @@ def test_missing_logger_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     (problem,) = problems_of(changed(logger={"name": "wandb"}), on_this_machine=True)
     assert "pip install wandb" in problem
+
+
+def test_missing_vllm_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "importable", lambda package: False)
+    (problem,) = problems_of(changed("rl", stage={"rollout_engine": "vllm"}), on_this_machine=True)
+    assert problem.startswith("stage.rollout_engine=vllm needs the package vllm")
+    assert "pip install -e '.[vllm]'" in problem
 
 
 def test_model_path_must_exist(tmp_path: Path) -> None:
@@ -248,3 +261,18 @@ def test_config_error_survives_pickling() -> None:
 def test_only_stage_1_takes_candidates_that_think() -> None:
     with pytest.raises(ConfigError, match=r"data.think_sides=both trains stage sft only"):
         settings_from_dict({"stage": {"name": "gate"}, "data": {"think_sides": "both"}})
+
+
+def test_a_retired_key_loads_at_its_default_and_explains_any_other_value() -> None:
+    assert settings_from_dict({"stage": {"name": "rl", "weight_decay": 0.0}}).stage == RLSettings()
+    assert settings_from_dict({"evaluation": {"random_draws": 20}}) == Settings()
+    (problem,) = problems_of({"stage": {"name": "rl", "weight_decay": 0.01}})
+    assert problem.startswith("stage.weight_decay is no longer a key: stage rl trains without weight decay")
+    assert "default 0.0" in problem
+    assert "0.01" in problem
+    assert settings_from_dict({"stage": {"name": "sft", "weight_decay": 0.5}}).stage.weight_decay == 0.5
+
+
+def test_retired_keys_are_not_keys() -> None:
+    for section, name in RETIRED_KEYS:
+        assert name not in {field.name for field in dataclasses.fields(section)}, name

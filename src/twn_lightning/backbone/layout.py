@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from twn_lightning.atomic import whole_file
 from twn_lightning.backbone.adapters import EMBEDDING, REASONING, assign, check_tensors, full_tensor, lora_settings
 from twn_lightning.backbone.processor import PROMPT_VERSION
 from twn_lightning.errors import AdapterError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 CONFIG_FILE, QUERIES_FILE, GATE_FILE = "twn_config.json", "queries.pt", "gate_mlp.pt"
+PEFT_CONFIG_FILE = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 QUERY_KEYS = ("queries", "query_embeddings", "learnable_queries", "query_tokens", "weight", "embeddings.weight")
 """Keys under which a queries.pt may hold its (K, D) or (1, K, D) tensor; the first is ours. A bare tensor is fine."""
@@ -79,9 +82,11 @@ def save(
     folder = Path(folder)
     for name in lora_settings(backbone.settings):
         save_adapter(backbone, name, folder / name)
-    torch.save({"queries": full_tensor(backbone.queries)}, folder / QUERIES_FILE)
+    with whole_file(folder / QUERIES_FILE) as temporary:
+        torch.save({"queries": full_tensor(backbone.queries)}, temporary)
     if gate_state is not None:
-        torch.save(gate_state, folder / GATE_FILE)
+        with whole_file(folder / GATE_FILE) as temporary:
+            torch.save(gate_state, temporary)
     config = {
         "schema_version": SCHEMA_VERSION,
         "prompt_version": PROMPT_VERSION,
@@ -92,15 +97,19 @@ def save(
         "adapters": asdict(backbone.settings),
         **(extra or {}),
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    with whole_file(folder / CONFIG_FILE) as temporary:  # the last one: without it the folder does not load
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def save_adapter(backbone: DualLoRABackbone, name: str, folder: Path) -> None:
     """Write one adapter as a PEFT folder, created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    backbone.adapters.config(name).save_pretrained(str(folder))
     tensors = {_peft_key(k): full_tensor(p) for k, p in backbone.adapters.named_parameters(name).items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, whole_file(folder / PEFT_CONFIG_FILE) as temporary:
+        backbone.adapters.config(name).save_pretrained(scratch)
+        Path(scratch, PEFT_CONFIG_FILE).replace(temporary)
+    with whole_file(folder / "adapter_model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def _peft_key(name: str) -> str:
@@ -232,7 +241,7 @@ def _check_scaling(backbone: DualLoRABackbone, folder: Path, name: str) -> None:
 
 
 def _peft_config(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name / "adapter_config.json"
+    path = folder / name / PEFT_CONFIG_FILE
     if not path.is_file():
         raise AdapterError(f"{path} is missing: without it the adapter's rank and scaling are not known")
     found: dict[str, Any] = json.loads(path.read_text())

@@ -127,7 +127,7 @@ def patchify_images(media: Sequence[tuple[str, Media]], settings: PatchSettings)
     """
     if not media:
         return None, None
-    arrays = [_load_resized(key, image, settings) for key, image in media]
+    arrays = [load_resized(key, image, settings) for key, image in media]
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, array in enumerate(arrays):
         by_size[array.shape[0], array.shape[1]].append(i)
@@ -144,7 +144,17 @@ def patchify_images(media: Sequence[tuple[str, Media]], settings: PatchSettings)
     return torch.cat(patches), grids
 
 
-def _load_resized(key: str, image: Media, settings: PatchSettings) -> np.ndarray:
+def load_resized(key: str, image: Media, settings: PatchSettings) -> np.ndarray:
+    """An image at the size its patches are cut from: uint8 RGB (height, width, 3).
+
+    Args:
+        key: the item, for messages.
+        image: pixels, a file, or an encoded image.
+        settings: patch geometry and pixel budget.
+
+    Raises:
+        DataError: an image that cannot be read, or is too long and thin.
+    """
     pixels = load_image(image, key)
     height, width = pixels.shape[:2]
     check_aspect_ratio(height, width, key)

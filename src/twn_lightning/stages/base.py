@@ -23,6 +23,7 @@ from twn_lightning.stages.checkpoint_content import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
     check_checkpoint,
+    exported_settings,
     random_state,
     restore_random_state,
 )
@@ -242,7 +243,7 @@ class TWNStage(LightningModule, ABC):
         extra = {} if self.gate is None else {"gate_threshold": self.threshold}
         with tempfile.TemporaryDirectory() as elsewhere:
             folder = self.run_folder.adapters if rank() == 0 else elsewhere
-            self.backbone.save_adapters(folder, gate_state, {"stage": self.stage_name, **extra})
+            self.backbone.save_adapters(folder, gate_state, exported_settings(self.settings) | extra)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

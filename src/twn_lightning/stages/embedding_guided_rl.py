@@ -1,7 +1,7 @@
 """Stage 3, embedding-guided RL (docs/method.md, section 6): GRPO on phi_R; all else is frozen.
 
-A completion is worth what its generative embedding retrieves. The old policy's log-probabilities are the decoder's;
-the reference is the reasoning adapter as the stage found it.
+A completion is worth what its generative embedding retrieves. The old policy's log-probabilities are those of the
+rollout engine that sampled it; the reference is the reasoning adapter as the stage found it.
 
 Shape letters: B completions (prompt-major, groups of G), T completion tokens, C targets, D embedding width, N queries.
 """
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from twn_lightning.backbone.adapters import REFERENCE
-from twn_lightning.backbone.decoding import Decoded, decode_cots
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.backbone.interface import ReasonerState
 from twn_lightning.data.datamodule import TWNDataModule
@@ -33,9 +32,11 @@ from twn_lightning.stages.base import TWNStage
 from twn_lightning.stages.checkpoint_content import CHECKPOINT_KEY
 from twn_lightning.stages.held_out import MALFORMED_WARNING
 from twn_lightning.stages.optim import Group
-from twn_lightning.stages.rewards import HeldOutRewards, RewardTerms, TargetPool, score_completions
+from twn_lightning.stages.rewards import HeldOutRewards, RewardTerms, TargetPool, distinct_targets, score_completions
+from twn_lightning.stages.rollout_engine import Completions, build_rollout_engine, check_log_probs
 from twn_lightning.stages.rollouts import (
     CompletionChunk,
+    Reading,
     ScoredRollout,
     append_rows,
     completion_chunks,
@@ -80,6 +81,8 @@ class EmbeddingGuidedRL(TWNStage):
             settings.data.seed,
         )
         self.held_out = HeldOutRewards(data, settings)
+        self.engine = build_rollout_engine(settings, backbone)
+        self.engine_checked = False
         self.rewards_before: list[float] = []
         self.rewards_after: list[float] = []
 
@@ -91,7 +94,7 @@ class EmbeddingGuidedRL(TWNStage):
         stage = self.stage
         updates = stage.max_steps * stage.updates_per_rollout
         parameters = self.backbone.group_parameters("reasoning")
-        return [Group("reasoning", parameters, stage.learning_rate, stage.weight_decay, updates)]
+        return [Group("reasoning", parameters, stage.learning_rate, 0.0, updates)]
 
     def train_dataloader(self) -> Any:
         return self.data.train_dataloader()
@@ -130,41 +133,51 @@ class EmbeddingGuidedRL(TWNStage):
         """Sample completions of the batch's queries and reward them."""
         stage = self.stage
         with gathered(self.backbone):
-            decoded = decode_cots(
-                self.backbone,
-                self.backbone.reason(batch.queries),
-                max_new_tokens=self.settings.data.max_new_tokens,
-                temperature=stage.sampling_temperature,
-                completions=stage.completions_per_prompt,
-                generator=self.sampling_generator(step),
-            )
-            reference_log_probs_BT, embeddings_BD = self.read_by_reference(batch, decoded.cots)
-            if embeddings_BD is None:
-                embeddings_BD = cast(Tensor, self.backbone.embed(decoded.state, ["generative"]).generative_BD)
-            texts = self.backbone.processor.decode_cots(decoded.cots)
-            terms = self.score(batch, decoded, embeddings_BD, texts, step)
+            self.engine.take_weights(step)
+            items = [pair.query for pair in batch.pairs]
+            sampled = self.engine.generate(batch.queries, items, self.sampling_generator(step))
+            if not self.engine_checked:
+                self.check_engine(batch, sampled)
+            by_reference = stage.reward_reader == "reference"
+            with self.backbone.pin(REFERENCE):
+                reference = self.read_again(batch, sampled.cots, embed=by_reference)
+            embeddings_BD = reference.embeddings_BD if by_reference else self.embeddings(batch, sampled)
+            texts = self.backbone.processor.decode_cots(sampled.cots)
+            terms = self.score(batch, sampled.cots, cast(Tensor, embeddings_BD), texts, step)
         groups = group_advantages(terms.reward, stage.completions_per_prompt, scale=stage.advantage_scale)
         rollout = Rollout(
-            decoded.cots, decoded.log_probs_BT, stage.completions_per_prompt, terms.reward, groups.advantages_B
+            sampled.cots, sampled.log_probs_BT, stage.completions_per_prompt, terms.reward, groups.advantages_B
         )
-        return ScoredRollout(rollout, reference_log_probs_BT, terms, texts, groups.degenerate_groups)
+        return ScoredRollout(rollout, reference.log_probs_BT, terms, texts, groups.degenerate_groups)
 
     def sampling_generator(self, step: int) -> torch.Generator:
-        """Random numbers of one step and rank: a resumed run samples what a straight one does."""
-        seed = np.random.SeedSequence([self.settings.seed, step, rank()]).generate_state(1, np.uint64)[0]
+        """Random numbers of one step, for all ranks: a resumed run samples what a straight one does."""
+        seed = np.random.SeedSequence([self.settings.seed, step, 0]).generate_state(1, np.uint64)[0]
         return torch.Generator(self.device).manual_seed(int(seed >> np.uint64(1)))
 
-    def read_by_reference(self, batch: ContrastiveBatch, cots: CotBatch) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities (B, T) under the frozen reference; where it reads the rewards too, embeddings (B, D)."""
+    def check_engine(self, batch: ContrastiveBatch, sampled: Completions) -> None:
+        """Compare the engine with the policy: in the first rollout of a process, so after every resume, too."""
+        own = self.read_again(batch, sampled.cots)
+        mask_BT = sampled.cots.mask_BT
+        check_log_probs(sampled.log_probs_BT, own.log_probs_BT, mask_BT, own.dtype, self.stage.rollout_engine)
+        self.engine_checked = True
+
+    def embeddings(self, batch: ContrastiveBatch, sampled: Completions) -> Tensor | None:
+        """Generative embeddings (B, D) from the policy's caches: the engine's where it has them, else our own."""
+        if sampled.state is None:
+            return self.read_again(batch, sampled.cots, embed=True).embeddings_BD
+        return self.backbone.embed(sampled.state, ["generative"]).generative_BD
+
+    def read_again(self, batch: ContrastiveBatch, cots: CotBatch, *, embed: bool = False) -> Reading:
+        """What the pinned reasoner makes of completions, and, if `embed`, the embedder of its caches."""
         log_probs_BT = torch.zeros(cots.ids_BT.shape, device=self.device)
         embeddings = []
-        with self.backbone.pin(REFERENCE):
-            for chunk in self.chunks(batch, cots):
-                state = self.read(chunk)
-                chunk.of(log_probs_BT).copy_(self.log_probs(cast(Tensor, state.cot_logits_BTV), chunk.cots))
-                if self.stage.reward_reader == "reference":
-                    embeddings.append(cast(Tensor, self.backbone.embed(state, ["generative"]).generative_BD))
-        return log_probs_BT, torch.cat(embeddings) if embeddings else None
+        for chunk in self.chunks(batch, cots):
+            state = self.read(chunk)
+            chunk.of(log_probs_BT).copy_(self.log_probs(cast(Tensor, state.cot_logits_BTV), chunk.cots))
+            if embed:
+                embeddings.append(cast(Tensor, self.backbone.embed(state, ["generative"]).generative_BD))
+        return Reading(log_probs_BT, torch.cat(embeddings) if embed else None, state.layers[0][1].dtype)
 
     def read(self, chunk: CompletionChunk) -> ReasonerState:
         """Pass R over a chunk: every prompt once, every completion after it."""
@@ -176,26 +189,24 @@ class EmbeddingGuidedRL(TWNStage):
         return self.backbone.pin(REFERENCE) if self.stage.reward_reader == "reference" else nullcontext()
 
     def score(
-        self, batch: ContrastiveBatch, decoded: Decoded, embeddings_BD: Tensor, texts: list[str], step: int
+        self, batch: ContrastiveBatch, cots: CotBatch, embeddings_BD: Tensor, texts: list[str], step: int
     ) -> RewardTerms:
-        """Rank completions against the batch's targets, encoded now, and the rest of their task's pool."""
+        """Rank completions against the targets of all ranks' batches, encoded now, and the rest of the task's pool."""
         taken = [item for pair in batch.pairs for item in (pair.positive, *pair.hard_negatives)]
         with self.reader():
             state = self.backbone.reason(batch.candidates)
             own_CD = cast(Tensor, self.backbone.embed(state, ["discriminative"]).discriminative_BD)
             rivals_CD = self.pool.rivals(self.backbone, batch.source, step, taken).to(own_CD)
-        groups = torch.arange(len(batch.queries), device=self.device).repeat_interleave(
-            self.stage.completions_per_prompt
-        )
-        other_BC = batch.target_hash_Q[groups][:, None] != batch.target_hash_C[None]
-        valid_BC = torch.cat([other_BC, other_BC.new_ones(len(groups), len(rivals_CD))], dim=1)
+        targets_CD, hash_C = distinct_targets(own_CD, batch.target_hash_C)
+        is_own_BC = batch.target_hash_Q.repeat_interleave(self.stage.completions_per_prompt)[:, None] == hash_C
+        valid_BC = torch.cat([~is_own_BC, is_own_BC.new_ones(len(is_own_BC), len(rivals_CD))], dim=1)
         return score_completions(
             embeddings_BD,
-            torch.cat([own_CD, rivals_CD]),
-            batch.positive_B[groups],
+            torch.cat([targets_CD, rivals_CD]),
+            is_own_BC.int().argmax(1),
             valid_BC,
             texts,
-            decoded.cots.closed_B,
+            cots.closed_B,
             self.stage,
         )
 

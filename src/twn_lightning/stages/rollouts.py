@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from twn_lightning.atomic import whole_file
 from twn_lightning.stages.rewards import HeldOutReward, RewardTerms
 from twn_lightning.strategy import sum_over_ranks
 from twn_lightning.types import CotBatch, Pair, PromptBatch, Rollout
@@ -47,6 +48,18 @@ class ScoredRollout:
         means = {name: total / completions for name, total in zip(sums, totals, strict=True)}
         groups = completions / self.rollout.group_size
         return {**means, "rl/degenerate_groups": degenerate, "rl/live_groups": groups - degenerate}
+
+
+@dataclass
+class Reading:
+    """What a forward pass makes of completions that were sampled before."""
+
+    log_probs_BT: Tensor
+    """fp32 log-probabilities of the tokens at the sampling temperature."""
+    embeddings_BD: Tensor | None
+    """Generative embeddings; None: not asked for."""
+    dtype: torch.dtype
+    """What the pass computed in."""
 
 
 @dataclass
@@ -136,8 +149,6 @@ def append_rows(path: Path, step: int, rows: Sequence[RolloutRow | HeldOutReward
     import pyarrow.parquet as pq
 
     earlier = [row for row in pq.read_table(path).to_pylist() if row["step"] < step] if path.exists() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     added = [{"step": step, **asdict(row)} for row in rows]
-    pq.write_table(pa.Table.from_pylist([*earlier, *added]), temporary)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist([*earlier, *added]), temporary)
