@@ -1,107 +1,97 @@
-"""Time and peak memory of a whole suite from cached embeddings: digests, cache, scores, intervals, predictions, files.
+"""MMEB-nano evaluated with an empty embedding cache, and again with the cache that this leaves, in one process.
 
-    python experiments/benchmarks/suite.py
-    python experiments/benchmarks/suite.py --tasks 12 --dimensions 4096
+    python -m experiments.benchmarks.suite
+    python -m experiments.benchmarks.suite --queries 220 --rounds 1
 
-A first pass fills the cache with vectors drawn from each item's text; the second (`only-cache`) is the measurement, in
-a process of its own for each number of tasks. Writes experiments/benchmarks/suite.json.
+Both ways do what `twn evaluate task=mmeb_nano/all` does, into a new run folder each time: load the packaged adapters
+and the tasks, encode, score under every router, bootstrap, write every file. The suite's own files, which are drawn
+once on a machine, are there before the clock starts. Writes suite_cpu.json or suite_cuda.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import platform
-import resource
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
-from twn_lightning.benchmark import EvalTask, get_protocol, select_tasks
-from twn_lightning.evaluation.benchmark_suite import run_suite
-from twn_lightning.evaluation.embedding_cache import EmbeddingCache
-from twn_lightning.evaluation.encoders.protocol import EncodedItems
-from twn_lightning.types import EmbeddingMode, Item, RankingItem, Side
+from experiments.benchmarks.pairs import in_turn, speedup, write_result
+from twn_lightning.config import load_settings
+from twn_lightning.evaluate import evaluate_nano_tasks
+from twn_lightning.run import RunFolder
 
-PROTOCOL = get_protocol("vlm2vec", query_mode="discriminative")
-
-
-@dataclass
-class DrawnEncoder:
-    """Unit vectors drawn from what an item says: no model, so that the suite alone is measured."""
-
-    dimension: int
-    name: str = "drawn"
-    modes: tuple[EmbeddingMode, ...] = (EmbeddingMode.DISCRIMINATIVE,)
-
-    def identity(self, side: Side, mode: EmbeddingMode) -> dict[str, Any]:
-        return {"model": self.name, "dimension": self.dimension}
-
-    def encode(
-        self, items: Sequence[Item], side: Side, mode: EmbeddingMode, progress: Callable[[int], None] | None = None
-    ) -> EncodedItems:
-        seeds = [int.from_bytes(hashlib.sha256(item.text.encode()).digest()[:8], "big") for item in items]
-        drawn = np.stack([np.random.default_rng(seed).standard_normal(self.dimension) for seed in seeds])
-        return EncodedItems((drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32))
+COLD, WARM = "cold", "warm"
+BAR = 20.0
 
 
-def made_task(number: int, size: int) -> EvalTask:
-    """A local task of `size` queries, each with a list of its own of the `size` candidates."""
-    row = replace(select_tasks(["image"])[number % 36], num_queries=size, num_candidates=size)
-    candidates = [Item(f"{number}/c{i}", "", f"candidate {i} of task {number}") for i in range(size)]
-    queries = [Item(f"{number}/q{i}", "Find", f"query {i} of task {number}") for i in range(size)]
-    keys = tuple(item.key for item in candidates)
-    items = [RankingItem((keys[i],), None, (*keys[i:], *keys[:i])) for i in range(size)]
-    return EvalTask(row, PROTOCOL, queries, candidates, items)
+class Suite:
+    """Evaluations of one suite, each in a run folder of its own.
 
+    Args:
+        folder: of the suite's files, the caches and the runs.
+        queries: of all tasks together.
+        device: of the model.
+    """
 
-def worker(tasks: int, size: int, dimensions: int, folder: Path, policy: str) -> dict[str, float]:
-    """One pass over the suite."""
-    started = time.monotonic()
-    encoder, cache = DrawnEncoder(dimensions), EmbeddingCache(folder / "cache", policy)
-    for number in range(tasks):  # one at a time, as names from the registry are loaded
-        run_suite(encoder, [made_task(number, size)], output=folder / policy, protocol=PROTOCOL, cache=cache)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": round(time.monotonic() - started, 2), "peak_memory_mib": round(peak)}
+    def __init__(self, folder: Path, queries: int, device: str) -> None:
+        self.folder, self.device = folder, device
+        self.settings = load_settings(
+            ["task=mmeb_nano/all", f"data.test_pairs={queries}", f"paths.output_root={folder}"]
+        )
+        self.runs = 0
+        self.scores: dict[str, list[dict[str, Any]]] = {COLD: [], WARM: []}
+        self.reused: dict[str, int] = {}
+
+    def evaluate(self, way: str) -> None:
+        """One evaluation; the last cold one's cache is the next warm one's."""
+        if way == COLD:
+            self.runs += 1
+        run = RunFolder(self.folder / f"run_{self.runs}_{way}")
+        cache = str(self.folder / f"cache_{self.runs}")
+        settings = replace(self.settings, task=replace(self.settings.task, cache_root=cache))
+        result, _, summary = evaluate_nano_tasks(settings, run, device=self.device)
+        assert summary is not None, "there is one process, and the encoder is TWN"
+        self.scores[way].append(
+            {
+                "tasks": {name: scores["score"] for name, scores in result.scores.items()},
+                "routers": {name: mode["hit@1"] for name, mode in summary["modes"].items()},
+            }
+        )
+        self.reused[way] = sum(sum(scores["from_cache"].values()) for scores in result.scores.values())
+
+    def outputs_agree(self) -> bool:
+        """Whether all evaluations have the same scores, and the warm ones encoded nothing for the tasks' scores."""
+        first, *others = [*self.scores[COLD], *self.scores[WARM]]
+        return all(scores == first for scores in others) and self.reused[COLD] < self.reused[WARM]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=36)
-    parser.add_argument("--size", type=int, default=1000, help="queries, and candidates, of each task")
-    parser.add_argument("--dimensions", type=int, default=1024)
-    parser.add_argument("--worker", nargs=2, metavar=("FOLDER", "POLICY"), help="one pass here, printed as JSON")
+    parser.add_argument("--queries", type=int, default=1100, help="of the 11 tasks together")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", help="folder of the result")
     args = parser.parse_args()
-    if args.worker:
-        folder, policy = args.worker
-        print(json.dumps(worker(args.tasks, args.size, args.dimensions, Path(folder), policy)))
-        return
-    runs = {}
-    for tasks in sorted({max(1, args.tasks // 6), args.tasks}):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, f"--tasks={tasks}", f"--size={args.size}"]
-            command += [f"--dimensions={args.dimensions}", "--worker", folder]
-            passes = [
-                subprocess.run([*command, policy], check=True, capture_output=True, text=True).stdout
-                for policy in ("only-missing", "only-cache")
-            ]
-        runs[str(tasks)] = dict(zip(("fill", "from_cache"), map(json.loads, passes), strict=True))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        suite = Suite(Path(folder), args.queries, device)
+        ways = {way: partial(suite.evaluate, way) for way in (COLD, WARM)}
+        timings = in_turn(ways, device, rounds=args.rounds, warmups=1)
     result = {
-        "command": f"python experiments/benchmarks/suite.py --tasks={args.tasks} --size={args.size} "
-        f"--dimensions={args.dimensions}",
-        "machine": f"{platform.machine()}, numpy {np.__version__}",
-        "by_number_of_tasks": runs,
+        "model": "nano",
+        "queries": args.queries,
+        "speedup": speedup(timings[COLD], timings[WARM]),
+        "bar": BAR,
+        "outputs_agree": suite.outputs_agree(),
+        "scores": suite.scores[COLD][0],
+        "items_from_cache": suite.reused,
+        "timings": {name: timing.record() for name, timing in timings.items()},
     }
-    Path(__file__).with_name("suite.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    write_result(f"suite_{device}", result, args.out)
+    print(f"suite: {result['speedup']}, outputs agree: {result['outputs_agree']}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+@lru_cache
 def version_of(package: str) -> str | None:
     """The installed version, None where the package is absent. Imports nothing."""
     try:

@@ -18,12 +18,14 @@ from twn_lightning.benchmark.nano_mirror import MirrorPaths, load_mirror, read_g
 from twn_lightning.benchmark.protocol import Protocol, get_protocol
 from twn_lightning.benchmark.registry import NANO_SUITE, BenchmarkTask, select_tasks
 from twn_lightning.benchmark.score_file import read_score_file
+from twn_lightning.callbacks import log_evaluation
 from twn_lightning.data.sources import get_source
 from twn_lightning.evaluation.benchmark_suite import SuiteProgress, SuiteResult, run_suite
 from twn_lightning.evaluation.embedding_cache import EmbeddingCache, identity_digest
 from twn_lightning.evaluation.encoders import Encoder, get_encoder
 from twn_lightning.evaluation.encoders.twn import TWNEncoder, load_trained
 from twn_lightning.evaluation.ranks import failing_together, from_first
+from twn_lightning.evaluation.repeat import encoder_record, repeat_record
 from twn_lightning.evaluation.suite import Evaluation, evaluate_source, run_key_of
 from twn_lightning.evaluation.suite_outcomes import evaluate_outcomes
 from twn_lightning.reporting.summary import build_summary, write_summary
@@ -95,8 +97,11 @@ def evaluate(
         "exit_tolerance": settings.evaluation.exit_tolerance,
     }
     digest = identity_digest(rules)[:8]
-    evaluation.write(run, run_key_of(threshold, mode.value, EmbeddingMode.DISCRIMINATIVE.value, digest))
+    encoder = TWNEncoder(backbone, gate, threshold, settings.data.max_new_tokens)
+    key = run_key_of(threshold, mode.value, EmbeddingMode.DISCRIMINATIVE.value, digest)
+    evaluation.write(run, key, encoder_record(encoder, mode, settings))
     summary = _summarise(settings, evaluation, backbone, run, started, stages=stages, extra=extra)
+    log_evaluation(settings, run, summary=summary, decisions=evaluation.decisions)
     run.finish({name: score.hit_at_1 for name, score in evaluation.router_scores.items()} | evaluation.gate_metrics)
     return evaluation, summary
 
@@ -114,7 +119,7 @@ def _summarise(
 ) -> dict[str, Any]:
     """Write summary.json, and return its content."""
     summary = build_summary(
-        evaluation.decisions(),
+        evaluation.decisions,
         suite=evaluation.suite,
         stages=stages or {},
         added_parameter_ratio={
@@ -151,8 +156,9 @@ def evaluate_tasks(
     """
     protocol = protocol_of(settings.task)
     tasks = select_tasks(settings.task.names)
-    result = _run_suite(settings, run, build_encoder(settings, protocol, device), tasks, protocol, progress)
+    result = score_tasks(settings, run, build_encoder(settings, protocol, device), tasks, protocol, progress)
     means = aggregate(read_score_file(result.file).scores if result.scores else {})
+    log_evaluation(settings, run, means=means)
     run.finish(means.as_dict() | _scores_by_task(result))
     return result, means
 
@@ -183,11 +189,11 @@ def evaluate_nano_tasks(
     protocol = protocol_of(settings.task)
     chosen = select_tasks(settings.task.names, NANO_SUITE)
     encoder = build_encoder(settings, protocol, device)
-    mirror = _nano_mirror(settings, chosen, progress)
+    mirror = nano_mirror(settings, chosen, progress)
     tasks = load_mirror(mirror, chosen, protocol)
-    result = _run_suite(settings, run, encoder, tasks, protocol, progress)
+    result = score_tasks(settings, run, encoder, tasks, protocol, progress)
     means = aggregate({name: scores["score"] for name, scores in result.scores.items()}, NANO_SUITE)
-    summary = None
+    summary = decisions = None
     if isinstance(encoder, TWNEncoder) and is_first_process():
         evaluation = evaluate_outcomes(
             encoder,
@@ -201,13 +207,15 @@ def evaluate_nano_tasks(
             progress=progress,
         )
         evaluation.write_decisions(run)
+        decisions = evaluation.decisions
         summary = _summarise(settings, evaluation, encoder.backbone, run, started, scored=True)
+    log_evaluation(settings, run, means=means, summary=summary, decisions=decisions)
     modes = {} if summary is None else {"modes": summary["modes"]}
     run.finish(means.as_dict() | _scores_by_task(result) | modes)
     return result, means, summary
 
 
-def _nano_mirror(settings: Settings, tasks: Sequence[BenchmarkTask], progress: SuiteProgress) -> MirrorPaths:
+def nano_mirror(settings: Settings, tasks: Sequence[BenchmarkTask], progress: SuiteProgress) -> MirrorPaths:
     """MMEB-nano's files, written by the first process."""
     paths = None
     with failing_together():
@@ -221,7 +229,7 @@ def _nano_mirror(settings: Settings, tasks: Sequence[BenchmarkTask], progress: S
     return found
 
 
-def _run_suite(
+def score_tasks(
     settings: Settings,
     run: RunFolder,
     encoder: Encoder,
@@ -229,6 +237,7 @@ def _run_suite(
     protocol: Protocol,
     progress: SuiteProgress | None,
 ) -> SuiteResult:
+    """Score an encoder on tasks, loaded or not, as the settings say. Arguments as `run_suite`."""
     task = settings.task
     return run_suite(
         encoder,
@@ -244,6 +253,7 @@ def _run_suite(
         on_error=task.on_error,
         bootstrap_samples=settings.evaluation.bootstrap_samples,
         progress=progress,
+        repeat=repeat_record(settings),
     )
 
 

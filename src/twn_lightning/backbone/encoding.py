@@ -97,7 +97,8 @@ def encode(
             "adaptive encoding needs a gate: train one (stage=gate), or ask for discriminative or generative"
         )
     training = backbone.training
-    backbone.eval()
+    if training:  # switching visits every module, which takes as long as reading a short prompt
+        backbone.eval()
     try:
         parts = []
         for start in range(0, max(len(items), 1), batch_size):
@@ -108,7 +109,8 @@ def encode(
             if progress is not None:
                 progress(len(part))
     finally:
-        backbone.train(training)
+        if training:
+            backbone.train()
     return _joined(parts)
 
 

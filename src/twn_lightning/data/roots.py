@@ -57,7 +57,8 @@ class MediaRoot:
                 "not contain '..'"
             )
         path = self.root / parts
-        real = os.path.join(self._real_folder(path.parent), path.name)
+        folder, name = os.path.split(path)
+        real = os.path.join(self._real_folder(folder), name)
         if os.path.islink(path) or not parts.name:
             real = os.path.realpath(path)
         if real != self._real and not real.startswith(self._real.rstrip(os.sep) + os.sep):
@@ -110,20 +111,22 @@ class MediaRoot:
             DataError: as `folder`, or the folder holds no frame.
         """
         folder = self.folder(relative, where)
-        names = sorted(
-            (n for n in os.listdir(folder) if n.lower().endswith(FRAME_SUFFIXES) and not n.startswith(".")),
-            key=natural_key,
-        )
+        with os.scandir(folder) as entries:
+            found = {e.name: e for e in entries if e.name.lower().endswith(FRAME_SUFFIXES) and e.name[0] != "."}
+        names = sorted(found, key=natural_key)
         if not names:
             raise DataError(
                 f"{where}: folder {folder} holds no frame ({', '.join(FRAME_SUFFIXES)}). Fetch the frames again, or "
                 "drop the row"
             )
         chosen = names if num_frames is None else [names[i] for i in sample_frames(len(names), num_frames)]
-        paths = tuple(self.path(str(PurePosixPath(relative) / name), where) for name in chosen)
-        if strange := [path for path in paths if not os.path.isfile(path)]:
-            raise DataError(f"{where}: frame {strange[0]} is no file. Fetch the frames again, or drop the row")
-        return Media("video", paths)
+        for entry in (found[name] for name in chosen):
+            if entry.is_symlink():
+                self.path(str(PurePosixPath(relative) / entry.name), where)
+            if not entry.is_file():
+                frame = folder / entry.name
+                raise DataError(f"{where}: frame {frame} is no file. Fetch the frames again, or drop the row")
+        return Media("video", tuple(folder / name for name in chosen))
 
     def video(self, relative: str, files: Iterable[str], where: str, num_frames: int | None) -> Media:
         """A video as a folder of frames where there is one, else as the first of several files that exists.

@@ -6,7 +6,7 @@ Shape letters: N queries of the suite, D embedding width.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from twn_lightning.data.sources import PairSource, Split
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.decisions import decision_table
 from twn_lightning.evaluation.outcomes import QueryOutcome, task_outcomes
+from twn_lightning.evaluation.output_checks import check_closed, check_embeddings, check_gate
 from twn_lightning.gate.labels import thinking_gain
 from twn_lightning.gate.routers import Outcomes, RouterScore, evaluate_router
 from twn_lightning.gate.routing_gate import RoutingGate
@@ -62,15 +63,22 @@ class Evaluation:
         with whole_file(run.gate_decisions) as temporary:
             pq.write_table(self.decisions, temporary)
 
-    def write(self, run: RunFolder, run_key: str) -> None:
-        """Write gate_decisions.parquet, and scores.json and predictions.jsonl of every task."""
+    def write(self, run: RunFolder, run_key: str, record: Mapping[str, Any] | None = None) -> None:
+        """Write gate_decisions.parquet, and scores.json and predictions.jsonl of every task.
+
+        Args:
+            run: where.
+            run_key: names the folder of the tasks.
+            record: how the scores came about, kept in every scores.json; see `encoder_record`.
+        """
         self.write_decisions(run)
         tasks = sorted({o.pair.source for o in self.outcomes})
         for task in tasks:
             rows = [i for i, o in enumerate(self.outcomes) if o.pair.source == task]
-            self._write_task(run.eval_dir(self.suite, run_key, task.replace("/", "_")), task, rows)
+            folder = run.eval_dir(self.suite, run_key, task.replace("/", "_"))
+            self._write_task(folder, task, rows, record or {})
 
-    def _write_task(self, folder: Path, task: str, rows: list[int]) -> None:
+    def _write_task(self, folder: Path, task: str, rows: list[int], record: Mapping[str, Any]) -> None:
         chosen = [self.outcomes[i] for i in rows]
         think = self.think_N[rows]
         discriminative = np.array([o.hit_discriminative for o in chosen])
@@ -86,10 +94,11 @@ class Evaluation:
             "think_rate": float(think.mean()),
             "tokens_per_query": float((think * np.array([o.tokens for o in chosen])).mean()),
             "malformed_cot_rate": float(np.mean([o.malformed for o in chosen])),
+            **record,
         }
-        write_json(folder / "scores.json", scores)
         lines = [json.dumps(_prediction(o, bool(t))) + "\n" for o, t in zip(chosen, think, strict=True)]
         write_text(folder / "predictions.jsonl", "".join(lines))
+        write_json(folder / "scores.json", scores)
 
 
 def evaluate_source(
@@ -183,6 +192,7 @@ def encode_outcomes(
         rows = [i for i, pair in enumerate(pairs) if pair.source == task]
         candidates = source.candidates(split, task)
         candidates_CD = encode_candidates(backbone, candidates, batch_size)
+        check_embeddings(candidates_CD, f"task '{task}', candidates")
         scored = task_outcomes(
             [pairs[i] for i in rows],
             encoded.select(rows),
@@ -193,6 +203,9 @@ def encode_outcomes(
         )
         for i, outcome in zip(rows, scored, strict=True):
             outcomes[i] = outcome
+    unclosed, thought = int(encoded.malformed_N.sum()), int(encoded.think_N.sum())
+    check_closed(unclosed, thought, max_new_tokens, f"source '{source.name}', split '{split}'")
+    check_embeddings(encoded.discriminative_ND, f"source '{source.name}', split '{split}', queries")
     return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -244,6 +257,7 @@ def score_outcomes(
         gate_metrics = dict(
             gate_scores(recorded.probability, label_N, recorded.hit_discriminative, recorded.hit_generative)
         )
+        check_gate(recorded.probability, threshold, label_N)
     think_N = recorded.probability > threshold if has_gate else np.zeros(len(outcomes), dtype=bool)
     return Evaluation(suite, list(outcomes), gain_N, think_N, threshold, scores, gate_metrics)
 

@@ -33,7 +33,7 @@ from twn_lightning.settings import DataSettings, EvaluationSettings, GateSetting
 from twn_lightning.types import EmbeddingMode
 
 GATE = GateSettings()
-EVALUATION = EvaluationSettings(bootstrap_samples=50, random_draws=3)
+EVALUATION = EvaluationSettings(bootstrap_samples=50)
 PLAIN = tuple(mode for mode in EmbeddingMode if mode is not EmbeddingMode.ADAPTIVE)
 
 
@@ -136,7 +136,7 @@ def test_the_report_s_table_and_summary_take_it() -> None:
     evaluation = evaluate_outcomes(
         FakeEncoder(), [task], suite="s", gate_settings=GATE, evaluation=EVALUATION, truths=truths
     )
-    table = evaluation.decisions()
+    table = evaluation.decisions
     assert table.column("hit_generative").to_pylist() == [o.hit_generative for o in evaluation.outcomes]
     assert table.schema.field("kind").type == pa.string()
     summary = build_summary(
@@ -170,7 +170,7 @@ def test_without_a_gate_only_routers_that_need_none_are_scored() -> None:
 
 
 def test_behind_the_suite_each_cot_is_decoded_once(tmp_path: Path) -> None:
-    """Adaptive scores first, as `twn evaluate` has them: then only what had not thought is decoded."""
+    """Adaptive scores first, as `twn evaluate` has them: then only what had not thought is decoded, and decided never."""
     task, encoder, cache = made_task(), FakeEncoder(), EmbeddingCache(tmp_path / "cache")
     run_suite(encoder, [task], output=tmp_path / "run", protocol=PROTOCOL, cache=cache)
     thought = {query.key for query in task.queries if len(query.text) % 2 == 0}
@@ -178,4 +178,4 @@ def test_behind_the_suite_each_cot_is_decoded_once(tmp_path: Path) -> None:
     evaluate_outcomes(encoder, [task], suite="s", gate_settings=GATE, evaluation=EVALUATION, cache=cache)
     decoded = [keys for call, keys in zip(encoder.calls, encoder.batches, strict=True) if call == "generative"]
     assert sorted(key for keys in decoded for key in keys) == sorted({q.key for q in task.queries} - thought)
-    assert encoder.calls[before:] == ["generative", "decide"]
+    assert encoder.calls[before:] == ["generative"]

@@ -192,6 +192,7 @@ def test_saved_adapters_come_back_with_gate_and_threshold(backbone, make_gate, t
     model = ModelSettings(name="tiny")
     save(backbone, tmp_path, gate.state_dict(), {"gate_threshold": 0.31})
     encoder = TWNEncoder(*load_trained(model, str(tmp_path), 0.5), max_new_tokens=2)
+    assert not encoder.backbone.training
     assert encoder.threshold == 0.31
     ours = TWNEncoder(backbone, gate, 0.31, max_new_tokens=2)
     assert encoder.identity(Side.QUERY, ADAPTIVE) == ours.identity(Side.QUERY, ADAPTIVE)
