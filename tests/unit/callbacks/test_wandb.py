@@ -189,24 +189,32 @@ def test_a_new_user_is_asked_for_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment |= {"HOME": str(home), "NETRC": str(home / "netrc")}
     command = [
         sys.executable, "-m", "twn_lightning", "train", "experiment=tiny_smoke", "stage.max_steps=1", "logger=wandb",
         f"paths.run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
-    done = subprocess.run(
-        command,
-        env={**environment, "HOME": str(home), "NETRC": str(home / "netrc")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "wandb.ai" not in done.stdout + done.stderr
+
+    def run_quietly(command: list[str]) -> str:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    assert "wandb.ai" not in run_quietly(command)
     (run,) = offline_runs(tmp_path / "run")
     assert run.exit_code == 0
     assert run.history
+    folder = next((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    wandb = str(Path(sys.executable).with_name("wandb"))
+    assert "Would sync 1 run" in run_quietly([wandb, "sync", "--dry-run", str(folder)])
 
 
 def test_the_peak_is_that_of_the_named_card(monkeypatch: pytest.MonkeyPatch) -> None:
