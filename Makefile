@@ -67,6 +67,12 @@ bench: $(READY) ## Speed beside peers on the same work (under 10 minutes, CPU), 
 notebooks: $(READY) ## Execute the notebooks in place
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 
+docs: $(READY) ## Build the documentation site in build/site; notebooks run on outputs/demo, where there is one
+	rm -rf build/notebooks
+	test ! -d outputs/demo/evaluate || TQDM_DISABLE=1 PYTHONWARNINGS="ignore:IProgress not found" \
+		$(BIN)/jupyter nbconvert --to html --execute notebooks/*.ipynb --output-dir build/notebooks
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 reference: $(READY) ## Write conf/reference.yaml again, after a change of the configuration
 	$(BIN)/twn config --write-reference
 
@@ -74,4 +80,4 @@ clean: ## Remove caches and builds; keeps .venv and outputs
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage htmlcov
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo nano-suite test test-all lint types imports config train evaluate sweep report bench notebooks reference clean
+.PHONY: docs help setup demo nano-suite test test-all lint types imports config train evaluate sweep report bench notebooks reference clean

@@ -10,31 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from twn_lightning import __version__
+from twn_lightning.commands import VERBS
 from twn_lightning.errors import TWNError, unknown_name
 from twn_lightning.launch import adopt_srun
 from twn_lightning.messages import configure_logging, exit_code
-
-VERBS = {
-    "train": "train one stage: sft, gate or rl",
-    "evaluate": "score adapters under every router",
-    "probe": "what the CoTs, the modes of both sides, the gate and the gradients do",
-    "config": "print the resolved configuration",
-    "tasks": "list the tasks of MMEB-V2",
-    "aggregate": "means of MMEB-V2 score files, beside published ones",
-    "report": "write the report of finished runs",
-    "inspect": "a live page of a run: its decisions, and questions to its model",
-    "preview": "look at rows of a data source as the model sees them",
-    "embed": "embeddings, gate decisions and CoTs of a folder or a dataset",
-    "mine": "hard negatives for training, from your own embeddings",
-    "search": "build, extend and query an index of embeddings",
-    "export": "adapters as a folder with a model card, for the Hub and sentence-transformers",
-    "annotate": "chains of thought for your own pairs, by a teacher model",
-    "dashboard": "the panels of a wandb project",
-    "bench": "speed beside peers, on a CPU or a GPU",
-    "plan": "memory, tokens/s and hours of every stage and of MMEB-V2, predicted",
-    "doctor": "what is installed, what a configuration needs, what is missing",
-    "demo": "all stages on the packaged nano backbone, with a report",
-}
 
 _USAGE = """usage: twn <verb> [arguments]
 
@@ -47,7 +26,7 @@ twn <verb> --help shows examples. TWN_DEBUG=1 shows the traceback of an error.
 
 def usage() -> str:
     """The text of `twn --help`."""
-    return _USAGE.format(verbs="\n".join(f"  {verb:<10}{purpose}" for verb, purpose in VERBS.items()))
+    return _USAGE.format(verbs="\n".join(f"  {verb:<12}{purpose}" for verb, purpose in VERBS.items()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

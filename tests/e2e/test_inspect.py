@@ -312,3 +312,17 @@ def test_the_candidates_are_bounded(look: Look) -> None:
     model = load_run_model(look.run, "cpu", limit=60, limits=Limits())
     assert len(model.corpus.items) <= 60
     assert model.corpus.left_out > 0
+
+
+def test_relative_adapters_are_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run was started in another folder than the page, and names its adapters relative to that."""
+    settings = Settings(model=ModelSettings(name="tiny"))
+    settings.task.cache = "never"
+    settings.adapters.init_from = "outputs/gate/adapters"
+    run = RunFolder(tmp_path / "outputs" / "evaluate").create(settings)
+    save_undecided_adapters(tmp_path / settings.adapters.init_from)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    model = load_run_model(run.path, "cpu", limit=20, limits=Limits())
+    there, _, _ = load_trained(settings.model, str(tmp_path / settings.adapters.init_from))
+    assert model.encoder.model_name() == TWNEncoder(there, None).model_name()

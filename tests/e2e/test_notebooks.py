@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on the packaged adapters, and are committed without outputs.
+"""The notebooks run from top to bottom on small runs, and are committed without outputs.
 
 Their code cells are executed in this process, so that the tests do not need Jupyter.
 """
@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 from matplotlib import pyplot as plt
 
+from tests.stage_runs import StageRun, tiny_settings
 from twn_lightning.backbone.packaged import PACKAGED
 from twn_lightning.evaluate import evaluate
 from twn_lightning.run import RunFolder
-from twn_lightning.settings import DataSettings, EvaluationSettings, Settings
+from twn_lightning.settings import DataSettings, EvaluationSettings, GateSettings, RLSettings, Settings
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-QUICKSTART, INSPECT = NOTEBOOKS / "01_quickstart.ipynb", NOTEBOOKS / "02_inspect_gate.ipynb"
+QUICKSTART, INSPECT, ROLLOUTS, COMPARE = (
+    NOTEBOOKS / f"{name}.ipynb" for name in ("01_quickstart", "02_inspect_gate", "03_read_rollouts", "04_compare_runs")
+)
 MAX_CELLS = 15
 QUERIES = 48
 
@@ -46,13 +49,30 @@ def execute(path: Path, **parameters: Any) -> dict[str, Any]:
     return names
 
 
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def evaluation(folder: Path, queries: int, price: float = GateSettings.price) -> RunFolder:
     """A run folder of the packaged adapters on a few queries."""
-    settings = Settings(data=DataSettings(test_pairs=QUERIES), evaluation=EvaluationSettings(bootstrap_samples=50))
-    run = RunFolder(tmp_path_factory.mktemp("evaluate")).create(settings)
+    settings = Settings(
+        data=DataSettings(test_pairs=queries),
+        evaluation=EvaluationSettings(bootstrap_samples=50),
+        gate=GateSettings(price=price),
+    )
+    run = RunFolder(folder).create(settings)
     evaluate(settings, run)
     return run
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return evaluation(tmp_path_factory.mktemp("evaluate"), QUERIES)
+
+
+@pytest.fixture(scope="module")
+def reinforced(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run folder of stage 3, two steps long, on the random backbone."""
+    stage = RLSettings(
+        prompts_per_step=4, completions_per_prompt=3, max_steps=2, min_live_groups=1, chunk_size=12, pool_size=8
+    )
+    return StageRun(tiny_settings(stage, tmp_path_factory.mktemp("rl"))).fit().run_folder
 
 
 def test_the_adapters_that_the_notebooks_load_are_packaged() -> None:
@@ -66,8 +86,8 @@ def test_quickstart_shows_a_cot_and_candidates(capsys: pytest.CaptureFixture[str
     names = execute(QUICKSTART)
     printed = capsys.readouterr().out
     assert set(names["encoded"]) == {"discriminative", "generative", "adaptive"}
-    assert int(names["encoded"]["generative"].tokens_N[0]) > 0
-    assert int(names["encoded"]["discriminative"].tokens_N[0]) == 0
+    assert names["encoded"]["generative"].tokens[0] > 0
+    assert names["encoded"]["discriminative"].tokens[0] == 0
     for expected in ("written CoT: <think>", "p(think) = ", "positive: "):
         assert expected in printed
     assert len(names["adaptive"]) == len(names["pairs"])
@@ -80,8 +100,43 @@ def test_inspect_gate_reads_a_run(evaluated: RunFolder, verdict: str, capsys: py
     assert len(names["decisions"]) == QUERIES
     assert curve.quality[0] == pytest.approx(modes["never"]["hit@1"])
     assert curve.quality[-1] == pytest.approx(modes["always"]["hit@1"])
-    assert all(row["image_png"] for row in names["chosen"])
+    own = names["points"][len(names["THRESHOLDS"])]
+    assert (own.quality, own.think_rate) == pytest.approx((modes["adaptive"]["hit@1"], modes["adaptive"]["think_rate"]))
+    assert names["examples"]
+    assert all(example.row["image_png"] for example in names["examples"])
+    for mode, neighbours in names["answer"]["neighbours"].items():  # the last example, read again
+        assert (neighbours[0]["text"] or neighbours[0]["key"]) == names["row"][f"top1_{mode}"]
     assert f"decisions {verdict}" in capsys.readouterr().out
+
+
+def test_read_rollouts_reads_a_run(reinforced: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    names = execute(ROLLOUTS, RUN=reinforced.path)
+    printed = capsys.readouterr().out
+    assert len(names["groups"]) == len({(group.step, group.query_text) for group in names["groups"]}) > 1
+    assert all(len(group.completions) == 3 for group in names["groups"])
+    assert len(names["tokens_C"]) == 3 * len(names["groups"])
+    assert printed.count("best  ") == min(names["GROUPS"], len(names["groups"]))
+    assert "Greedy CoTs of 4 validation queries" in printed
+
+
+def test_compare_runs_pairs_the_shared_queries(
+    evaluated: RunFolder, reinforced: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dear = evaluation(tmp_path / "dear", QUERIES, price=2.0)
+    names = execute(COMPARE, RUNS=[evaluated.path, reinforced.path, dear.path])
+    printed = capsys.readouterr().out
+    assert "gate.price" in printed
+    assert len(names["rows"]) == QUERIES
+    assert (names["first"].gain_N > names["last"].gain_N).all()  # of the price alone
+    assert f"0 of {QUERIES} queries better, 0 worse, under adaptive" in printed
+    assert "agree on 100.0% of them" in printed
+
+
+def test_compare_runs_says_when_one_run_is_evaluated(
+    evaluated: RunFolder, reinforced: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(COMPARE, RUNS=[reinforced.path, evaluated.path])
+    assert "1 of these runs is evaluated" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from twn_lightning.backbone.loading import adapters_folder
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.decisions import item_picture
 from twn_lightning.evaluation.embedding_cache import EmbeddingCache
@@ -20,6 +21,7 @@ from twn_lightning.live.question import Question, item_of
 from twn_lightning.reporting.page import bounded
 from twn_lightning.reporting.thumbnails import picture_address
 from twn_lightning.run import RunFolder
+from twn_lightning.settings import Settings
 from twn_lightning.types import EmbeddingMode, Side
 
 NEIGHBOURS = 8
@@ -126,7 +128,7 @@ def load_run_model(folder: Path, device: str, *, limit: int, limits: Limits) -> 
     encoder = get_encoder(
         "twn",
         model=settings.model,
-        adapters_path=str(run.adapters) if run.adapters.is_dir() else settings.adapters.init_from,
+        adapters_path=_adapters_of(run, settings),
         device=device,
         max_new_tokens=settings.data.max_new_tokens,
         batch_size=settings.evaluation.batch_size,
@@ -137,3 +139,18 @@ def load_run_model(folder: Path, device: str, *, limit: int, limits: Limits) -> 
     candidates, mode = run_candidates(settings)
     cache = EmbeddingCache(settings.task.cache_root, settings.task.cache)
     return RunModel(encoder, encode_corpus(encoder, candidates, mode, limit=limit, cache=cache), limits)
+
+
+def _adapters_of(run: RunFolder, settings: Settings) -> str | None:
+    """The run's own adapters, else those that it names.
+
+    A relative path counts from where the run was started. That may be another folder than this process is in, but one
+    of those above the run.
+    """
+    named = settings.adapters.init_from
+    if run.adapters.is_dir():
+        return str(run.adapters)
+    if named is None or adapters_folder(named).is_dir():
+        return named
+    above = (folder / named for folder in run.path.resolve().parents)
+    return next((str(path) for path in above if path.is_dir()), named)
