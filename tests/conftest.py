@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,12 +15,14 @@ import pytest
 import torch
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; processes that tests interrupt inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables that this package reads start unset, and what a run sets is undone."""
-    for name in ("TWN_DEBUG", "TWN_RUN_DIR"):
+    for name in ("TWN_CHECKS", "TWN_DEBUG", "TWN_RUN_DIR"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     torch.manual_seed(0)

@@ -40,6 +40,8 @@ _SWITCHES = (
 )  # fmt: skip
 """What the settings can change of a named protocol."""
 
+SPOT_CHECK = 2
+"""Items of each side on which a cache is compared with the encoder."""
 REAL_SIZES = ("qwen3vl_4b", "qwen3vl_8b")
 """Backbones whose share of added parameters every summary states, computed from shapes."""
 REAL_ADAPTERS = AdapterSettings(reasoning=LoraSettings(32, 64), embedding=LoraSettings(64, 128), num_queries=16)
@@ -253,6 +255,7 @@ def score_tasks(
         on_error=task.on_error,
         bootstrap_samples=settings.evaluation.bootstrap_samples,
         progress=progress,
+        spot_check=SPOT_CHECK,
         repeat=repeat_record(settings),
     )
 

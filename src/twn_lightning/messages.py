@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from twn_lightning.errors import TWNError
 from twn_lightning.launch import local_rank
+from twn_lightning.stopping import Stopped
 
 
 def configure_logging() -> None:
@@ -32,8 +33,8 @@ def exit_code(work: Callable[[], int | None]) -> int:
     """Run something and turn how it ends into a message for people and a process's exit code.
 
     Returns:
-        What `work` returns (None is 0); 2 after a `TWNError`, 130 after an interrupt, 1 where nobody reads the output
-        any more (`| head`). Other exceptions go through, and with TWN_DEBUG=1 all do.
+        What `work` returns (None is 0); 2 after a `TWNError`, 130 after an interrupt, 143 after SIGTERM, 1 where
+        nobody reads the output any more (`| head`). Other exceptions go through, and with TWN_DEBUG=1 all do.
     """
     try:
         code = work() or 0
@@ -48,6 +49,9 @@ def exit_code(work: Callable[[], int | None]) -> int:
             raise
         print(f"twn: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"twn: stopped by {stopped.signal.name}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("twn: interrupted", file=sys.stderr)
         return 130

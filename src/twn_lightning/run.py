@@ -1,7 +1,7 @@
 """The run folder: the contract between training, sweeps, notebooks, reports and resume.
 
     outputs/<stage>/<name>/<time>/
-      config.yaml  overrides.txt  env.json  status.json
+      config.yaml  overrides.txt  env.json  status.json  manifest.json
       metrics.jsonl  metrics.json  gate_decisions.parquet  rollouts.parquet  held_out.parquet
       checkpoints/  adapters/  eval/<suite>/<run_key>/<task>/
 
@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +24,14 @@ from typing import Any, Literal
 import torch.distributed
 import yaml
 
+from twn_lightning.atomic import whole_file
 from twn_lightning.environment import describe_environment
 from twn_lightning.errors import CheckpointError, ConfigError
+from twn_lightning.launch import process_rank
+from twn_lightning.manifest import write_manifest
+from twn_lightning.run_lock import only_writer
 from twn_lightning.settings import Settings
+from twn_lightning.stopping import on_stop_signals
 from twn_lightning.validation import read_settings, settings_to_dict
 
 State = Literal["RUNNING", "COMPLETED", "FAILED", "INTERRUPTED"]
@@ -59,6 +64,11 @@ class RunFolder:
     @property
     def last_checkpoint(self) -> Path:
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The last checkpoint but one, for when the last one turns out to be damaged."""
+        return self.checkpoints / "previous.ckpt"
 
     @property
     def best_checkpoint(self) -> Path:
@@ -108,6 +118,10 @@ class RunFolder:
         self.status("RUNNING", resumed_from=resumed_from, started=_now())
         return self
 
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes out for a `with` block: see `only_writer`. The ranks of one run share the first's."""
+        return only_writer(self.path) if is_first_process() else nullcontext()
+
     def require_new(self) -> RunFolder:
         """Refuse to mix a new run with an earlier one's metrics and checkpoints.
 
@@ -147,9 +161,10 @@ class RunFolder:
             write_text(self.metrics_log, "".join(json.dumps(line) + "\n" for line in kept))
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Write the final metrics.json and mark the run completed."""
+        """Write the final metrics.json and the manifest, and mark the run completed."""
         if is_first_process():
             write_json(self.path / "metrics.json", _plain(metrics))
+            write_manifest(self.path)
         self.status("COMPLETED")
 
     def history(self) -> list[dict[str, Any]]:
@@ -185,19 +200,22 @@ class RunFolder:
 def recorded(run: RunFolder, continue_with: str | None = None) -> Iterator[None]:
     """Write how the work inside ended, if it did not end well, and let the exception go on.
 
-    An interrupt is one too when Lightning has turned it into an exit (Ctrl-C, or SIGTERM from a scheduler).
+    The signals that ask a process to end become interrupts here, and so do the exits that Lightning makes of them.
 
     Args:
         run: where.
         continue_with: the command that goes on after an interrupt; None: `twn train --resume`.
 
     Raises:
-        KeyboardInterrupt: on any of these interrupts.
+        KeyboardInterrupt: on any of these; `Stopped` says which signal it was.
     """
     try:
-        yield
+        with on_stop_signals():
+            yield
     except (KeyboardInterrupt, SystemExit) as interrupt:
         run.status("INTERRUPTED", f"continue with: {continue_with or f'twn train --resume {run.path}'}")
+        if isinstance(interrupt, KeyboardInterrupt):
+            raise
         raise KeyboardInterrupt from interrupt
     except BaseException as error:
         run.status("FAILED", f"{type(error).__name__}: {error}")
@@ -236,21 +254,13 @@ def is_first_process() -> bool:
     """Whether this process writes files: global rank 0, or the only one there is."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank() == 0
-    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if variable in os.environ:
-            return int(os.environ[variable]) == 0
-    return True
+    return process_rank() == 0
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically, creating its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ python -m twn_lightning.train outputs/sft/nano_sft/<time>/config.yaml seed=1
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,12 +18,14 @@ from lightning import seed_everything
 
 from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.callbacks import build_callbacks, log_result, open_loggers
+from twn_lightning.checks import recording
 from twn_lightning.errors import CheckpointError, ConfigError
 from twn_lightning.launch import adopt_srun, check_processes, local_rank
 from twn_lightning.messages import configure_logging, exit_code
-from twn_lightning.run import RunFolder, recorded, run_folder_for
+from twn_lightning.run import RunFolder, is_first_process, recorded, run_folder_for
 from twn_lightning.settings import Settings, TrainerSettings
 from twn_lightning.stages import build_stage, build_trainer, fit
+from twn_lightning.stopping import Stopped, requeue, was_requeued
 from twn_lightning.strategy import leave_processes
 from twn_lightning.validation import read_settings
 
@@ -41,15 +44,30 @@ def train(settings: Settings, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Raises:
         TWNError: something the user can put right; the run is marked FAILED.
-        KeyboardInterrupt: the run is marked INTERRUPTED and can be resumed.
+        KeyboardInterrupt: the run is marked INTERRUPTED and can be resumed. After SIGUSR1 inside a SLURM job, the job
+            goes back into the queue.
     """
     check_processes(settings.trainer.devices, settings.trainer.num_nodes)
     settings, checkpoint, in_place = resumed(settings)
     run = run_folder_for(settings)
-    if not in_place:
-        run.require_new()
-    run.create(settings, overrides, resumed_from=str(checkpoint) if checkpoint else None)
-    with recorded(run), open_loggers(settings, run) as loggers:
+    try:
+        with run.lock():
+            if not in_place:
+                run.require_new()
+            elif checkpoint is None:
+                run.rewind(-1)
+            run.create(settings, overrides, resumed_from=str(checkpoint) if checkpoint else None)
+            metrics = _train(settings, run, checkpoint)
+    except Stopped as stopped:
+        if stopped.signal is signal.SIGUSR1 and is_first_process():
+            requeue()
+        raise
+    leave_processes()
+    return metrics
+
+
+def _train(settings: Settings, run: RunFolder, checkpoint: Path | None) -> dict[str, Any]:
+    with recorded(run), recording(run), open_loggers(settings, run) as loggers:
         seed_everything(settings.seed, workers=True, verbose=False)
         backbone = load_backbone(settings.model, settings.adapters, settings.interface, device_for(settings.trainer))
         stage = build_stage(settings, backbone, run)
@@ -59,12 +77,13 @@ def train(settings: Settings, overrides: Sequence[str] = ()) -> dict[str, Any]:
         metrics = {**stage.final_metrics(), "headline": stage.summary()}
         log_result(loggers, stage)
         run.finish(metrics)
-    leave_processes()
     return metrics
 
 
 def resumed(settings: Settings) -> tuple[Settings, Path | None, bool]:
     """What `trainer.resume` means: a run folder goes on in place, a checkpoint starts a new folder from it.
+
+    A job that SLURM starts again goes on in its run folder too, where `paths.run_dir` names one that holds its run.
 
     Returns:
         The settings with their run folder; the checkpoint, None where there is nothing to load (no resume, or a run
@@ -73,9 +92,12 @@ def resumed(settings: Settings) -> tuple[Settings, Path | None, bool]:
     Raises:
         CheckpointError: no such folder or file, a run of another stage, or one that is completed.
     """
-    if settings.trainer.resume is None:
+    resume, run_dir = settings.trainer.resume, settings.paths.run_dir
+    if resume is None and run_dir is not None and was_requeued():
+        resume = run_dir if RunFolder(Path(run_dir).expanduser()).read_status() else None
+    if resume is None:
         return settings, None, False
-    path = Path(settings.trainer.resume).expanduser()
+    path = Path(resume).expanduser()
     if path.suffix == ".ckpt":
         if not path.is_file():
             raise CheckpointError(f"trainer.resume={path}: there is no such checkpoint.")
@@ -92,7 +114,7 @@ def resumed(settings: Settings) -> tuple[Settings, Path | None, bool]:
             f"trainer.resume={path} is completed: there is nothing to continue. To train on from its weights start a "
             f"new run with adapters.init_from={run.adapters}"
         )
-    run_dir = settings.paths.run_dir or str(path)
+    run_dir = run_dir or str(path)
     settings = replace(settings, paths=replace(settings.paths, run_dir=run_dir))
     if not run.last_checkpoint.is_file():
         log.warning("%s has no checkpoint yet: the run starts again from its first step", path)

@@ -64,10 +64,13 @@ def look(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Look]:
     command = [sys.executable, "-m", "twn_lightning", "inspect", str(run), "--no-browser", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        address = next(line.strip() for line in process.stdout if line.startswith("http://127.0.0.1:"))
-        yield Look(run, address)
-        process.send_signal(signal.SIGINT)
-        printed, errors = process.communicate(timeout=60)
+        try:
+            address = next(line.strip() for line in process.stdout if line.startswith("http://127.0.0.1:"))
+            yield Look(run, address)
+            process.send_signal(signal.SIGINT)
+            printed, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0, errors
     assert "stopped" in printed
     assert "Traceback" not in errors

@@ -20,7 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from twn_lightning.atomic import whole_file
-from twn_lightning.backbone.adapters import EMBEDDING, REASONING, assign, check_tensors, full_tensor, lora_settings
+from twn_lightning.backbone.adapters import (
+    EMBEDDING,
+    REASONING,
+    assign,
+    check_tensors,
+    check_update,
+    full_tensor,
+    lora_settings,
+)
 from twn_lightning.backbone.processor import PROMPT_VERSION
 from twn_lightning.errors import AdapterError
 from twn_lightning.settings import AdapterSettings, InterfaceSettings, LoraSettings
@@ -36,7 +44,6 @@ QUERY_KEYS = ("queries", "query_embeddings", "learnable_queries", "query_tokens"
 """Keys under which a queries.pt may hold its (K, D) or (1, K, D) tensor; the first is ours. A bare tensor is fine."""
 GATE_WRAPPERS = ("state_dict", "model_state_dict", "gate")
 """Keys under which a gate_mlp.pt may hold its state dictionary, if it is not one itself."""
-
 
 _TEXT_SIZES = (
     "vocab_size",
@@ -82,11 +89,9 @@ def save(
     folder = Path(folder)
     for name in lora_settings(backbone.settings):
         save_adapter(backbone, name, folder / name)
-    with whole_file(folder / QUERIES_FILE) as temporary:
-        torch.save({"queries": full_tensor(backbone.queries)}, temporary)
+    _save_pt({"queries": full_tensor(backbone.queries)}, folder / QUERIES_FILE)
     if gate_state is not None:
-        with whole_file(folder / GATE_FILE) as temporary:
-            torch.save(gate_state, temporary)
+        _save_pt(gate_state, folder / GATE_FILE)
     config = {
         "schema_version": SCHEMA_VERSION,
         "prompt_version": PROMPT_VERSION,
@@ -181,7 +186,8 @@ def load(backbone: DualLoRABackbone, folder: str | Path) -> dict[str, Any] | Non
         own = {_peft_key(k): p for k, p in backbone.adapters.named_parameters(name).items()}
         check_tensors(f"{folder / name}", found, {k: p.shape for k, p in own.items()})
         _check_scaling(backbone, folder, name)
-        pending += [(own[k], found[k]) for k in own]
+        pending += [(own[k], found[k]) for k in own if k in found]
+        check_update(f"{folder / name}", found)
     queries_KD = _read_queries(folder / QUERIES_FILE)
     if queries_KD.shape != backbone.queries.shape:
         raise AdapterError(
@@ -246,6 +252,11 @@ def _peft_config(folder: Path, name: str) -> dict[str, Any]:
         raise AdapterError(f"{path} is missing: without it the adapter's rank and scaling are not known")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+def _save_pt(content: dict[str, Any], path: Path) -> None:
+    with whole_file(path) as temporary, temporary.open("wb") as file:  # torch would store the name of a path
+        torch.save(content, file)
 
 
 def _load_pt(path: Path) -> Any:

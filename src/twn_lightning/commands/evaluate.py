@@ -10,6 +10,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from twn_lightning import config
 from twn_lightning.benchmark.registry import NANO_SUITE
+from twn_lightning.checks import recording
 from twn_lightning.commands import parser
 from twn_lightning.commands.suite_report import SuiteBars, print_suite
 from twn_lightning.evaluate import evaluate, evaluate_nano_tasks, evaluate_tasks
@@ -66,9 +67,13 @@ def run_evaluation(
         The summary, as in summary.json.
     """
     run = run or run_folder_for(settings, kind="evaluate")
-    run.require_new().create(settings, overrides)
     columns = [*Progress.get_default_columns()[:-1], TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn()]
-    with recorded(run), Progress(*columns) as progress:
+    with (
+        run.lock(),
+        recorded(run.require_new().create(settings, overrides)),
+        recording(run),
+        Progress(*columns) as progress,
+    ):
         bar = progress.add_task("queries", total=settings.data.test_pairs)
         _, summary = evaluate(
             settings,
@@ -93,15 +98,16 @@ def run_tasks(settings: Settings, overrides: Sequence[str] = (), *, run: RunFold
         ConfigError: the folder holds a run of another kind.
     """
     suite = settings.task.suite
-    continued = run.read_status().get("suite") == suite
-    if not continued:
-        run.require_new()
-    run.create(settings, overrides, resumed_from=str(run.path) if continued else None)
-    run.status("RUNNING", suite=suite)
     again = f"the same command with paths.run_dir={run.path}"
     device, summary = str(device_for(settings.trainer)), None
     try:
-        with recorded(run, again), joined_processes(), SuiteBars() as bars:
+        with (
+            run.lock(),
+            recorded(_suite_run(settings, overrides, run), again),
+            recording(run),
+            joined_processes(),
+            SuiteBars() as bars,
+        ):
             if suite == NANO_SUITE:
                 result, means, summary = evaluate_nano_tasks(settings, run, device=device, progress=bars)
             else:
@@ -114,3 +120,14 @@ def run_tasks(settings: Settings, overrides: Sequence[str] = (), *, run: RunFold
     if summary is not None:
         print_tables(summary)
         print(f"summary: {run.path / 'summary.json'}\nreport:  twn report {run.path}")
+
+
+def _suite_run(settings: Settings, overrides: Sequence[str], run: RunFolder) -> RunFolder:
+    """The run folder, new or of the same suite."""
+    suite = settings.task.suite
+    continued = run.read_status().get("suite") == suite
+    if not continued:
+        run.require_new()
+    run.create(settings, overrides, resumed_from=str(run.path) if continued else None)
+    run.status("RUNNING", suite=suite)
+    return run

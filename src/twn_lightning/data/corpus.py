@@ -169,11 +169,16 @@ def cot_problem(text: str, count_tokens: Callable[[str], int], max_tokens: int) 
     well_formed = match is not None and all(match[part].strip() for part in ("think", "answer"))
     if not well_formed or any(text.count(tag) != 1 for tag in COT_TAGS):
         return "format"
-    words = text.split()
-    runs = Counter(tuple(words[i : i + REPEATED_NGRAM]) for i in range(len(words) - REPEATED_NGRAM + 1))
-    if runs and max(runs.values()) > MAX_NGRAM_REPEATS:
+    if is_repetitive(text):
         return "repetition"
     return "length" if count_tokens(text) > max_tokens else None
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether a CoT says some run of `REPEATED_NGRAM` words more than `MAX_NGRAM_REPEATS` times."""
+    words = text.split()
+    runs = Counter(tuple(words[i : i + REPEATED_NGRAM]) for i in range(len(words) - REPEATED_NGRAM + 1))
+    return bool(runs) and max(runs.values()) > MAX_NGRAM_REPEATS
 
 
 def filter_cots(

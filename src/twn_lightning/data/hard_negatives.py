@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from twn_lightning.atomic import whole_file
 from twn_lightning.errors import ConfigError, DataError, NumericalError
 from twn_lightning.types import Pair, Side
 
@@ -169,9 +170,9 @@ def _check(embedded: Embedded, what: str) -> None:
 
 def write_hard_negatives(path: Path, mined: HardNegatives) -> None:
     """Write what was mined, for `data.hard_negatives_path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = (mined.query_keys, mined.negative_hashes, mined.scores)
-    pq.write_table(pa.table(dict(zip(_COLUMNS, columns, strict=True))), path)
+    with whole_file(path) as temporary:
+        pq.write_table(pa.table(dict(zip(_COLUMNS, columns, strict=True))), temporary)
 
 
 def read_hard_negatives(path: Path) -> dict[str, list[str]]:

@@ -19,9 +19,12 @@ from twn_lightning.benchmark.registry import SUITE, BenchmarkTask, get_task
 from twn_lightning.environment import version_of
 from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.evaluation.adaptive_cache import cached_encoder
+from twn_lightning.evaluation.cache_check import check_cached
 from twn_lightning.evaluation.embedding_cache import CachedEncoder, EmbeddingCache, identity_digest
 from twn_lightning.evaluation.encoders.protocol import Encoder, NamedModel
+from twn_lightning.evaluation.output_checks import check_task
 from twn_lightning.evaluation.ranks import failing_together, from_first
+from twn_lightning.evaluation.repeat import VERSIONED
 from twn_lightning.evaluation.suite import run_key_of
 from twn_lightning.evaluation.suite_files import read_scores, suite_tasks, task_digest, write_suite, write_task
 from twn_lightning.evaluation.task_encoding import OnError, TaskSide, encode_side
@@ -32,7 +35,6 @@ from twn_lightning.types import EmbeddingMode, Item, Side
 
 CHUNK_SIZE = 128
 """Items handed to the encoder at once: large enough for batches of like length, small enough to share among ranks."""
-VERSIONED = ("twn_lightning", "torch", "transformers", "numpy")
 
 
 class SuiteProgress:
@@ -93,6 +95,10 @@ class _Suite:
     top_k: int
     bootstrap_samples: int
     progress: SuiteProgress
+    repeat: Mapping[str, Any] | None
+    spot_check: int
+    checked: set[Side] = field(default_factory=set)
+    """Sides whose cached embeddings have been compared."""
 
 
 def run_suite(
@@ -113,6 +119,8 @@ def run_suite(
     top_k: int = 10,
     bootstrap_samples: int = 1000,
     progress: SuiteProgress | None = None,
+    repeat: Mapping[str, Any] | None = None,
+    spot_check: int = 0,
 ) -> SuiteResult:
     """Evaluate an encoder on tasks of MMEB-V2, or of another suite.
 
@@ -135,6 +143,8 @@ def run_suite(
         top_k: candidates a query in predictions.jsonl.
         bootstrap_samples: behind each interval.
         progress: told about tasks and items.
+        repeat: kept in every scores.json, for `twn verify`; see `repeat_record`.
+        spot_check: items of each side that are encoded although the cache holds them, to tell a stale one; once.
 
     Raises:
         ConfigError: a mode that the encoder lacks, unknown names, a task loaded under another protocol.
@@ -163,6 +173,8 @@ def run_suite(
         top_k,
         bootstrap_samples,
         progress or SuiteProgress(),
+        repeat,
+        spot_check,
     )
     model = model_name or (encoder.model_name() if isinstance(encoder, NamedModel) else encoder.name)
     result = SuiteResult(folder, folder / f"{name}.json")
@@ -231,6 +243,7 @@ def _run_task(suite: _Suite, entry: BenchmarkTask | EvalTask) -> tuple[dict[str,
     with failing_together():
         if rank() == 0:
             found, predictions = score_task(task, *sides, top_k=suite.top_k, bootstrap_samples=suite.bootstrap_samples)
+            check_task(task.name, found, dict(zip(both, sides, strict=True)))
             scores = found | _record(suite, digest, sides) | {"seconds": round(time.monotonic() - started, 3)}
             write_task(folder, scores, predictions)
     return from_first(scores), False
@@ -252,9 +265,12 @@ def _load(suite: _Suite, entry: BenchmarkTask | EvalTask) -> EvalTask:
 
 
 def _encode(suite: _Suite, task: str, side: Side, items: Sequence[Item]) -> TaskSide:
+    encoder = suite.sides[side]
     try:
+        if side not in suite.checked and check_cached(encoder, items[: suite.spot_check]):
+            suite.checked.add(side)
         return encode_side(
-            suite.sides[side],
+            encoder,
             items,
             folder=suite.folder / task,
             chunk_size=suite.chunk_size,
@@ -276,4 +292,5 @@ def _record(suite: _Suite, digest: str, sides: Sequence[TaskSide]) -> dict[str, 
         "digest": digest,
         "from_cache": {"queries": sides[0].reused, "candidates": sides[1].reused},
         "versions": {name: version_of(name) for name in VERSIONED},
+        **({} if suite.repeat is None else {"repeat": suite.repeat}),
     }

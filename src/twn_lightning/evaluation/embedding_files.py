@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from twn_lightning.atomic import whole_file
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.encoders.protocol import EncodedItems
 from twn_lightning.evaluation.item_digest import item_digest
@@ -142,39 +142,29 @@ def skipped_of(part: Path) -> list[dict[str, str]]:
 
 def write_part(table: pa.Table, path: Path) -> None:
     """Write one part so that it is there whole or not at all."""
-    _replace(path, path.parent, lambda temporary: pq.write_table(table, temporary))
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def merge_parquet(paths: OutputPaths, parts: Sequence[Path], dimension: int) -> None:
     """Parts to one parquet file, one part in memory at a time."""
-
-    def write(temporary: Path) -> None:
-        with pq.ParquetWriter(temporary, schema(dimension)) as writer:
-            for part in parts:
-                writer.write_table(pq.read_table(part).replace_schema_metadata(None))
-
-    _replace(paths.parquet, paths.parts, write)
+    with whole_file(paths.parquet, scratch=paths.parts) as file, pq.ParquetWriter(file, schema(dimension)) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part).replace_schema_metadata(None))
 
 
 def merge_npy(paths: OutputPaths, parts: Sequence[Path], dimension: int) -> None:
     """Parts to one array (N, D) float32 and a file with the other columns, one JSON object a row."""
     total = sum(pq.read_metadata(part).num_rows for part in parts)
-
-    def write_array(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (total, dimension)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in parts:
-                file.write(_embeddings(pq.read_table(part, columns=["embedding"]), dimension).tobytes())
-
-    def write_keys(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8") as file:
-            for part in parts:
-                for row in pq.read_table(part).drop_columns("embedding").to_pylist():
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    _replace(paths.keys, paths.parts, write_keys)
-    _replace(paths.npy, paths.parts, write_array)
+    with whole_file(paths.keys, scratch=paths.parts) as temporary, temporary.open("w", encoding="utf-8") as lines:
+        for part in parts:
+            for row in pq.read_table(part).drop_columns("embedding").to_pylist():
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with whole_file(paths.npy, scratch=paths.parts) as temporary, temporary.open("wb") as array:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (total, dimension)}
+        np.lib.format.write_array_header_1_0(array, header)
+        for part in parts:
+            array.write(_embeddings(pq.read_table(part, columns=["embedding"]), dimension).tobytes())
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
@@ -269,13 +259,3 @@ def _embeddings(table: pa.Table, dimension: int) -> np.ndarray:
     column = table.column("embedding").combine_chunks()
     values: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     return values.reshape(-1, dimension)
-
-
-def _replace(path: Path, scratch: Path, write: Callable[[Path], None]) -> None:
-    """Write a file in the folder for parts, which goes when all is done, then give it its own name."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    temporary = scratch / f".{path.name}.{os.getpid()}.tmp"
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

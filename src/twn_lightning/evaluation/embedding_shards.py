@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from twn_lightning.atomic import whole_file
 from twn_lightning.evaluation.encoders.protocol import EncodedItems
 from twn_lightning.evaluation.item_digest import DIGEST_BYTES, DIGEST_TYPE
 
@@ -78,15 +79,10 @@ def write_shard(folder: Path, digests_N: np.ndarray, encoded: EncodedItems) -> P
         tensors["cot_length_N"] = np.array([_NO_COT if t is None else len(t) for t in texts], dtype=np.int64)
         tensors["cot_bytes"] = np.frombuffer(b"".join(t or b"" for t in texts) or b"\0", dtype=np.uint8)
     content = save(tensors, {"crc32": _checksum(tensors)})
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"{time.time_ns():020d}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary = folder / f".{name}.tmp"
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
     path = folder / f"{name}{SUFFIX}"
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
     return path
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twn_lightning.atomic import whole_file
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.data.nano.tasks import KINDS
 from twn_lightning.data.sources import PairSource, Split
@@ -121,10 +122,8 @@ def write_columns(columns: Columns, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.table({name: pa.array(values.tolist()) for name, values in columns.items()}), temporary)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        pq.write_table(pa.table({name: pa.array(values.tolist()) for name, values in columns.items()}), temporary)
 
 
 def read_columns(path: Path) -> Columns:

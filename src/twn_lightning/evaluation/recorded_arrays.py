@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from twn_lightning.atomic import whole_file
+
 Recorded = TypeVar("Recorded", bound="RecordedArrays")
 
 
@@ -25,11 +27,8 @@ class RecordedArrays:
 
     def write(self, path: Path) -> None:
         """Write all arrays, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **vars(self))
-        temporary.replace(path)
 
     @classmethod
     def read(cls: type[Recorded], path: Path) -> Recorded:

@@ -18,6 +18,7 @@ from twn_lightning.benchmark.registry import all_tasks
 from twn_lightning.errors import DataError
 from twn_lightning.metrics.statistics import paired_bootstrap_difference
 from twn_lightning.reporting.decisions import Decisions, read_decisions
+from twn_lightning.run import write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -255,5 +256,4 @@ def write_summary(summary: Mapping[str, Any], path: Path, *, complete: bool = Tr
         DataError: the summary does not fit its schema.
     """
     validate_summary(summary, complete=complete)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")

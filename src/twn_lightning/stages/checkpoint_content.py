@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, and the random states it carries."""
+"""What a checkpoint says of itself, what an export keeps of its run, and the random states."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import numpy as np
 import torch
 
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.backbone.layout import read_config
+from twn_lightning.backbone.loading import adapters_folder
 from twn_lightning.errors import CheckpointError
+from twn_lightning.settings import Settings, SFTSettings
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
+"""1 had no digest of its content; it still loads."""
 CHECKPOINT_KEY = "twn"
 """Where a checkpoint says what it is."""
 
@@ -23,11 +27,12 @@ def check_checkpoint(checkpoint: dict[str, Any], stage: str, backbone: DualLoRAB
         CheckpointError: it does not; says what to do instead.
     """
     found: dict[str, Any] | None = checkpoint.get(CHECKPOINT_KEY)
-    if found is None or found.get("version") != CHECKPOINT_VERSION:
+    if found is None or found.get("version") not in range(1, CHECKPOINT_VERSION + 1):
         version = None if found is None else found.get("version")
         raise CheckpointError(
-            f"this is not a checkpoint that this package can resume: its version is {version}, expected "
-            f"{CHECKPOINT_VERSION}. Set trainer.resume to a run folder or to one of its checkpoints/*.ckpt"
+            f"this is not a checkpoint that this package can resume: its version is {version}, this release reads 1 "
+            f"to {CHECKPOINT_VERSION}. Resume it with the release that wrote it (the run's env.json has its version), "
+            "or set trainer.resume to a run folder or to one of its checkpoints/*.ckpt"
         )
     if found["stage"] != stage:
         raise CheckpointError(
@@ -42,6 +47,23 @@ def check_checkpoint(checkpoint: dict[str, Any], stage: str, backbone: DualLoRAB
             f"model.name={found['backbone']['name']} with the weights of that run, or trainer.resume=null"
         )
     return found
+
+
+def exported_settings(settings: Settings) -> dict[str, Any]:
+    """What `twn_config.json` keeps of a run besides the adapters' own settings.
+
+    Returns:
+        `stage`; `model`, how the backbone was loaded; `matryoshka_dims`, the widths that stage 1 trained, which later
+        stages hand on.
+    """
+    start = settings.adapters.init_from
+    if isinstance(settings.stage, SFTSettings):
+        dims = list(settings.stage.matryoshka_dims)
+    else:
+        dims = read_config(adapters_folder(start)).get("matryoshka_dims", []) if start else []
+    kept = ("revision", "dtype", "min_pixels", "max_pixels", "max_frames")
+    model = {name: getattr(settings.model, name) for name in kept}
+    return {"stage": settings.stage.name, "model": model, "matryoshka_dims": dims}
 
 
 def random_state() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The last and the best checkpoint of a run, and a Ctrl-C that leaves a consistent one.
+"""The last and the best checkpoint of a run, and stop signals that leave a consistent one.
 
 Lightning's ModelCheckpoint warns and looks for saved copies under manual optimisation; this is the part of it we need.
 """
@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from twn_lightning.run import RunFolder
 from twn_lightning.stages.base import TWNStage
+from twn_lightning.stopping import Stopped, on_stop_signals
 from twn_lightning.strategy import sum_over_ranks, world_size
 
 logger = logging.getLogger(__name__)
 
 
-class RunCheckpoints(Callback):
+class RunCheckpoints(Checkpoint):
     """Writes `last.ckpt` every few steps and after each validation, `best.ckpt` when the monitored value improves.
 
-    The first Ctrl-C lets the current step finish, saves, and then interrupts: a checkpoint from the middle of a step
-    could not be resumed exactly. The second interrupts at once and leaves the last one saved.
+    The first Ctrl-C, SIGTERM or SIGUSR1 lets the current step finish, saves, and then interrupts: a checkpoint from the
+    middle of a step could not be resumed exactly. The second interrupts at once and leaves the last one saved.
+
+    As a `Checkpoint` it comes after all other callbacks, and saves what they have made of a validation.
 
     Args:
         run_folder: where the checkpoints go.
@@ -36,27 +40,29 @@ class RunCheckpoints(Callback):
         self.run_folder = run_folder
         self.every_n_steps = every_n_steps
         self.best: float | None = None
-        self._interrupted = False
+        self._received: int | None = None
         self._stopping = False
-        self._previous_handler: Any = None
+        self._handlers = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._interrupted = self._stopping = False
-        if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+        self._received, self._stopping = None, False
+        self._handlers.enter_context(on_stop_signals(self._on_signal))
+        if any(_has_stopped(callback) for callback in trainer.callbacks):
+            logger.info("training had stopped early before the run ended: what is left is to finish the run")
+            trainer.should_stop = True
 
-    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
-        self._interrupted = True
-        logger.warning("interrupted: saving a checkpoint when this step is done; press Ctrl-C again to stop at once")
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            raise Stopped(number)
+        self._received = number
+        logger.warning("asked to stop: saving a checkpoint when this step is done; press Ctrl-C again to stop at once")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, TWNStage)
         done = batch_idx + 1
-        interrupted = self._interrupted
+        interrupted = self._received is not None
         if world_size() > 1:  # ranks see the signal at different steps, and saving needs them all
             interrupted = bool(sum_over_ranks(float(interrupted), pl_module.device))
         validates_next = done % trainer.val_check_batch == 0 or done == pl_module.total_steps
@@ -66,7 +72,7 @@ class RunCheckpoints(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stopping:  # here, and not at the end of the step, so that the step's values are still logged
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if self._received is None else Stopped(self._received)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TWNStage)
@@ -81,18 +87,17 @@ class RunCheckpoints(Callback):
         trainer.save_checkpoint(self.run_folder.last_checkpoint, weights_only=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore_handler()
+        self._handlers.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_handler()
-
-    def _restore_handler(self) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+        self._handlers.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+
+
+def _has_stopped(callback: Any) -> bool:
+    return isinstance(callback, EarlyStopping) and callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED

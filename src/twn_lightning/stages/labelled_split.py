@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from twn_lightning import checks
 from twn_lightning.atomic import whole_file
+from twn_lightning.backbone.dual_lora import DualLoRABackbone
+from twn_lightning.data.sources import Split
 from twn_lightning.evaluation.decisions import decision_table
+from twn_lightning.evaluation.encoders.digests import tensors_digest
 from twn_lightning.evaluation.outcomes import QueryOutcome
 from twn_lightning.gate import thinking_gain
+from twn_lightning.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ORIGIN = "origin"
+"""Name of the digest in a file's metadata."""
 MAX_EXAMPLES = 32
 """Queries of a split that are kept with their texts, CoTs and pictures."""
 
@@ -52,15 +62,51 @@ class LabelledSplit:
         """The tensors by name, not copied."""
         return dict(vars(self))
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file, whole or not at all."""
+    def save(self, path: Path, origin: str = "") -> None:
+        """Write a safetensors file, whole or not at all; `origin` says what it was recorded from, see `load`."""
         with whole_file(path) as temporary:
-            save_file({key: tensor.contiguous() for key, tensor in self.tensors().items()}, temporary)
+            save_file({key: tensor.contiguous() for key, tensor in self.tensors().items()}, temporary, {ORIGIN: origin})
 
     @classmethod
-    def load(cls, path: Path) -> LabelledSplit:
-        """Read what `save` wrote."""
+    def load(cls, path: Path, origin: str = "") -> LabelledSplit:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            origin: digest of what would be recorded now, `label_origin`; compared where both are known.
+
+        Raises:
+            CheckError: the file was recorded from something else.
+        """
+        with safe_open(path, "pt") as file:
+            then = (file.metadata() or {}).get(ORIGIN, "")
+        if origin and then and origin != then:
+            checks.report(
+                "stale_cache",
+                f"{path} holds outcomes of other adapters, data or decoding settings (digest {then[:12]}) than this "
+                f"run's ({origin[:12]}), so the gate would learn from another model. Delete {path.parent} to record "
+                "them again, or resume with the settings of the run",
+            )
         return cls(**load_file(path))
+
+
+def label_origin(backbone: DualLoRABackbone, settings: Settings, split: Split) -> str:
+    """Digest of everything that the outcomes of a split depend on.
+
+    Args:
+        backbone: with the adapters whose outcomes they are.
+        settings: of the run.
+        split: which pairs.
+    """
+    data, gate = settings.data, settings.gate
+    parts = {
+        "weights": tensors_digest(backbone.trainable_state()),
+        "backbone": backbone.digest,
+        "data": [data.source, [asdict(entry) for entry in data.sources], data.seed, getattr(data, f"{split}_pairs")],
+        "decoding": [data.max_new_tokens, data.num_frames],
+        "losses": [gate.label_temperature, gate.num_negatives],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def save_examples(path: Path, rows: Sequence[int], outcomes: Sequence[QueryOutcome]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -21,6 +20,7 @@ from twn_lightning.launch import started_together
 from twn_lightning.run import RunFolder
 from twn_lightning.settings import Settings
 from twn_lightning.stages.base import TWNStage
+from twn_lightning.stages.checkpoint_files import RunCheckpointIO, read_checkpoint
 from twn_lightning.stages.checkpoints import RunCheckpoints
 from twn_lightning.strategy import AdapterFSDP2Strategy, build_strategy, resolve_accelerator
 
@@ -100,7 +100,10 @@ def build_trainer(
         num_nodes=trainer.num_nodes,
         strategy=strategy,
         # Named, since Lightning would take every process of a SLURM job for a task of srun.
-        plugins=[TorchElasticEnvironment() if started_together() else LightningEnvironment()],
+        plugins=[
+            TorchElasticEnvironment() if started_together() else LightningEnvironment(),
+            RunCheckpointIO(run_folder),
+        ],
         precision=precision,
         deterministic=trainer.deterministic,
         max_epochs=1,
@@ -110,7 +113,6 @@ def build_trainer(
         log_every_n_steps=trainer.log_every_steps,
         logger=[RunFolderLogger(run_folder), *loggers],
         callbacks=[RunCheckpoints(run_folder, trainer.checkpoint_every_steps), *callbacks],
-        enable_checkpointing=False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -128,8 +130,8 @@ def fit(trainer: Trainer, stage: TWNStage, resume: str | Path | None = None) -> 
         resume: a checkpoint file, or a run folder (its last checkpoint).
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the run folder holds a checkpoint to resume from.
-        CheckpointError: `resume` is missing or belongs to another stage or backbone.
+        KeyboardInterrupt: Ctrl-C, or another stop signal; the run folder holds a checkpoint to resume from.
+        CheckpointError: `resume` is missing, damaged, or belongs to another stage or backbone.
         NumericalError: a loss or gradient that is not finite.
     """
     path = None if resume is None else checkpoint_path(resume)
@@ -137,9 +139,9 @@ def fit(trainer: Trainer, stage: TWNStage, resume: str | Path | None = None) -> 
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(stage, ckpt_path=path, weights_only=True if path else None)
-    except SystemExit as exit_code:  # what Lightning makes of Ctrl-C, with SIGINT ignored from then on
-        if trainer.interrupted:
-            raise KeyboardInterrupt from exit_code
+    except SystemExit as exit_code:  # what Lightning makes of an interrupt, with SIGINT ignored from then on
+        if isinstance(exit_code.__context__, KeyboardInterrupt):
+            raise exit_code.__context__ from None
         raise
     finally:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -151,7 +153,7 @@ def export_adapters(stage: TWNStage) -> None:
     """Write the stage's adapters from the weights it exports: the best checkpoint's, or the last ones."""
     best = stage.run_folder.best_checkpoint
     if stage.exports == "best" and best.exists():
-        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(best)
         stage.load_state_dict(checkpoint["state_dict"])
         stage.after = checkpoint["twn"]["after"]
         stage.threshold = checkpoint["twn"]["threshold"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Qwen3VLForConditionalGeneration
 
+from twn_lightning.atomic import whole_file
 from twn_lightning.backbone.processor import PromptProcessor
 from twn_lightning.data.nano.backbones import SHAPES, new_backbone
 from twn_lightning.data.nano.card import backbone_card
@@ -192,8 +192,8 @@ def pretrain(
             if done % eval_every == 0 or done == settings.steps:
                 record |= evaluate(model, processor, device, validation_rows)
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-                torch.save(state | {"seconds": time.monotonic() - began}, work / "checkpoint.tmp")
-                os.replace(work / "checkpoint.tmp", checkpoint)
+                with whole_file(checkpoint) as temporary:
+                    torch.save(state | {"seconds": time.monotonic() - began}, temporary)
             record["seconds"] = round(time.monotonic() - began, 1)
             with (work / LOG).open("a") as log:
                 log.write(json.dumps({k: round(v, 4) for k, v in record.items()}) + "\n")
