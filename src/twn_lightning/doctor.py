@@ -12,6 +12,7 @@ import torch
 
 from twn_lightning.backbone.loading import choose_attention
 from twn_lightning.backbone.packaged import PACKAGED, adapters_command, pretraining_command
+from twn_lightning.checks import CHECKS
 from twn_lightning.environment import version_of
 from twn_lightning.planning import items_of, memory_parts, model_shape, usual_device
 from twn_lightning.planning.constants import GIB
@@ -28,6 +29,27 @@ class Finding:
     found: str
     good: bool = True
     remedy: str = ""
+
+
+CHECKS_PAGE = """\
+# Checks
+
+What goes wrong without an error is watched for by checks. `error` ends the run with a message that names the item, the
+numbers and what to do. `warning` is logged once a run and kept in the run folder's `status.json` under `warnings`.
+
+`TWN_CHECKS=-loss_spike,-tie_rate twn train ...` switches checks off. `non_finite` has no switch: no number behind it
+would mean anything. This page is the output of `twn doctor --checks`.
+
+| check | watches | while | a problem is |
+| --- | --- | --- | --- |
+{rows}
+"""
+
+
+def checks_page() -> str:
+    """The content of docs/checks.md."""
+    rows = (f"| `{name}` | {check.watches} | {check.when} | {check.severity} |" for name, check in CHECKS.items())
+    return CHECKS_PAGE.format(rows="\n".join(rows))
 
 
 def packages() -> list[Finding]:

@@ -46,6 +46,10 @@ class NumericalError(TWNError):
     """A loss or a gradient that is not finite."""
 
 
+class CheckError(TWNError):
+    """Something that would have gone wrong without an error: what a check of `twn doctor --checks` found."""
+
+
 class RolloutError(TWNError):
     """Completions that an engine cannot sample, or that do not come from the policy that trains."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from twn_lightning import gate_rules, rollout_rules, source_rules, task_rules
+from twn_lightning import gate_rules, rollout_rules, source_rules, stage_rules, task_rules
 from twn_lightning.errors import unknown_name
 from twn_lightning.settings import GateStageSettings, RLSettings, Settings, SFTSettings
 
@@ -98,7 +98,8 @@ def problems(settings: Settings) -> list[Problem]:
     found = list(_out_of_range(settings))
     found += [Problem(keys, message) for keys, message in source_rules.contradictions(settings.data)]
     found += [Problem(keys, message) for keys, message in task_rules.contradictions(settings.task)]
-    found += [Problem(keys, message) for keys, message in rollout_rules.contradictions(settings)]
+    for rules in (rollout_rules, stage_rules):
+        found += [Problem(keys, message) for keys, message in rules.contradictions(settings)]
     if isinstance(settings.stage, GateStageSettings):
         found += [Problem(keys, message) for keys, message in gate_rules.contradictions(settings.gate, settings.data)]
     for rule in (_general, _backbone, _thinking, _sft, _rl, _trainer):

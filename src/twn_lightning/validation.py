@@ -7,6 +7,7 @@ Neither needs Hydra: this is how a resolved `config.yaml` starts a run on a mach
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -158,7 +159,9 @@ class _Reader:
                 if ok:
                     built[name] = converted
                 else:
-                    self.note(path, f"{path} must be {_describe(hints[name])}, not {value!r}")
+                    self.note(
+                        path, f"{path} must be {_describe(hints[name])}, not {value!r}{_nearest(hints[name], value)}"
+                    )
         return cls(**built)
 
     def list_of(self, cls: type, values: Any, key: str) -> list[Any]:
@@ -204,6 +207,15 @@ def _as_float(value: Any) -> tuple[bool, Any]:
         return True, float(value)
     except ValueError:
         return False, value
+
+
+def _nearest(hint: Any, value: Any) -> str:
+    """A question that names the choice nearest to a wrong one; empty where nothing is near."""
+    choices = [
+        str(choice) for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for choice in get_args(kind)
+    ]
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def _describe(hint: Any) -> str:

@@ -72,3 +72,10 @@ def test_all_problems_come_together() -> None:
     assert text.startswith("6 problems in the configuration:")
     for part in ("qwen3vl_5b", "stage.lr", "'a b'", "stage.chunk_size", "adapters.dropout", "gate.label"):
         assert part in text
+
+
+@pytest.mark.parametrize("override", ["+model.gradient_checkpointing=true", "trainer.accumulate_grad_batches=8"])
+def test_what_would_spoil_a_cache_or_a_contrastive_loss_is_no_key(override: str) -> None:
+    """Ours are interface.activation_checkpointing and stage.chunk_size."""
+    (problem,) = problems_of(override)
+    assert f"unknown key '{override.lstrip('+').partition('=')[0]}'" in problem

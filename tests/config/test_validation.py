@@ -80,6 +80,22 @@ def test_unknown_names() -> None:
     assert "did you mean 'always'" in problem
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "nearest"),
+    [
+        ("stage", "schedule", "twophase", "two_phase"),
+        ("interface", "name", "kv_detach", "kv_detached"),
+        ("trainer", "strategy", "fsdp", "fsdp2"),
+        ("task", "ties", "pesimistic", "pessimistic"),
+        ("model", "quantization", "nf8", "nf4"),
+    ],
+)
+def test_the_nearest_choice_is_named(section: str, key: str, value: str, nearest: str) -> None:
+    (problem,) = problems_of({section: {key: value}})
+    assert f"{section}.{key} must be one of" in problem
+    assert problem.endswith(f"not '{value}': did you mean '{nearest}'?")
+
+
 def test_router_names_are_those_of_the_gate() -> None:
     assert set(rules.ROUTERS) == set(ROUTERS)
 
@@ -168,6 +184,17 @@ CONTRADICTIONS = [
     ("sft", {"trainer": {"devices": 2, "strategy": "single"}}, "devices x num_nodes = 2"),
     ("sft", {"trainer": {"strategy": "fsdp2"}, "model": {"quantization": "nf4"}}, "cannot shard"),
     ("sft", {"trainer": {"devices": 3}}, "must divide among 3 devices"),
+    ("sft", {"trainer": {"devices": 2}, "model": {"quantization": "nf4"}}, "trainer.strategy=auto is fsdp2 on 2"),
+    ("sft", {"trainer": {"devices": 2}, "stage": {"conflict_every_steps": 5}}, "the gradients of one process"),
+    ("sft", {"stage": {"cot_weight": 0.0}}, "no other loss reaches the reasoning adapter"),
+    ("sft", {"stage": {"cot_weight": 0.0}, "interface": {"name": "reencode"}}, "with interface.name=reencode no other"),
+    ("sft", {"stage": {"batch_size": 100}}, "is not a multiple of data.rows_per_source_global (64)"),
+    ("sft", {"stage": {"schedule": "two_phase", "embedding_batch_size": 200}}, "stage.embedding_batch_size (200)"),
+    (
+        "sft",
+        {"trainer": {"devices": 2}, "stage": {"batch_size": 66}, "data": {"rows_per_source_global": 33}},
+        "data.rows_per_source_global (33) must divide among 2 devices",
+    ),
 ]
 
 
@@ -185,6 +212,10 @@ def test_contradictions(stage: str, changes: dict[str, Any], expected: str) -> N
         ("sft", {"stage": {"schedule": "two_phase"}, "adapters": {"prefix": "none"}}),
         ("sft", {"trainer": {"strategy": "fsdp2", "devices": 1}}),
         ("sft", {"adapters": {"dropout": 0.05}}),
+        ("sft", {"stage": {"cot_weight": 0.0}, "interface": {"name": "kv_joint"}}),
+        ("sft", {"stage": {"cot_weight": 0.0}, "adapters": {"arrangement": "shared"}}),
+        ("sft", {"stage": {"batch_size": 66}, "data": {"rows_per_source_global": 33}}),
+        ("sft", {"stage": {"batch_size": 32}}),
         ("rl", {"stage": {"gap_weight": 0.0}}),
         ("rl", {"stage": {"rollout_engine": "vllm"}}),
     ],

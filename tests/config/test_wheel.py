@@ -39,6 +39,7 @@ def test_brings_configs_and_assets(installed: Path) -> None:
     assert {path.relative_to(package / "conf") for path in (package / "conf").rglob("*.yaml")} == configs
     assert files_of(package / "assets") == files_of(REPOSITORY / "src" / "twn_lightning" / "assets")
     assert (package / "reporting" / "summary.schema.json").is_file()
+    assert (package / "live" / "assets" / "live.js").is_file()
     assert (package / "py.typed").is_file()
 
 

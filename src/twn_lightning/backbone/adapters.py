@@ -7,6 +7,7 @@ touches them; a test fails loudly if a new PEFT release renames them.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,13 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from twn_lightning import checks
 from twn_lightning.errors import AdapterError, unknown_name
 from twn_lightning.settings import AdapterSettings, LoraSettings
 
 REASONING, EMBEDDING, REFERENCE = "reasoning", "embedding", "reasoning_reference"
 TARGET_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LAYER_REGEX = r".*\blanguage_model\.layers\.\d+"
 TARGET_REGEX = r".*\blanguage_model\.layers\.\d+\.(?:self_attn|mlp)\.(?:" + "|".join(TARGET_LINEARS) + ")"
 """Anchored at `language_model`, else the vision tower gets LoRA too."""
 
@@ -101,17 +104,29 @@ class AdapterSet:
         self._model.train(training)
         self._configs[name] = config
         self._layers = {path: m for path, m in self._model.named_modules() if isinstance(m, LoraLayer)}
-        towers = self.modules_per_tower
-        if towers["vision"] or not towers["language"]:
-            raise AdapterError(
-                f"adapter '{name}' was put on {towers['language']} language and {towers['vision']} vision linears: "
-                f"expected some and none; the pattern is {TARGET_REGEX}"
-            )
+        self._check_targets(name)
         for parameter in self.parameters(name):
             parameter.data = parameter.data.float()
         own = {id(p) for p in self.parameters(name)}
         for parameter in self._model.parameters():
             parameter.requires_grad_(id(parameter) in trainable or (id(parameter) in own and name != REFERENCE))
+
+    def _check_targets(self, name: str) -> None:
+        """Every language layer has its seven linears adapted, and nothing else is.
+
+        Raises:
+            AdapterError: another number.
+        """
+        layers = sum(re.fullmatch(LAYER_REGEX, path) is not None for path, _ in self._model.named_modules())
+        towers, expected = self.modules_per_tower, len(TARGET_LINEARS) * layers
+        if not layers or towers["vision"] or towers["language"] != expected:
+            checks.report(
+                "lora_targets",
+                f"adapter '{name}' was put on {towers['language']} language and {towers['vision']} vision linears: "
+                f"expected {expected} ({', '.join(TARGET_LINEARS)} of {layers} layers) "
+                f"and none; the pattern is {TARGET_REGEX}. Does model.path lead to a Qwen3-VL?",
+                AdapterError,
+            )
 
     def _switch(self, name: str | None) -> None:
         self._pinned = name
@@ -190,7 +205,7 @@ def check_tensors(what: str, found: dict[str, Tensor], wanted: dict[str, torch.S
     """Compare keys and shapes.
 
     Raises:
-        AdapterError: naming the first few offenders of each kind.
+        AdapterError: naming the first few offenders of each kind. Without the check `adapter_keys` only shapes count.
     """
     missing = sorted(wanted.keys() - found.keys())
     unexpected = sorted(found.keys() - wanted.keys())
@@ -207,5 +222,19 @@ def check_tensors(what: str, found: dict[str, Tensor], wanted: dict[str, torch.S
         for kind, names in problems
         if names
     ]
+    message = f"{what} does not fit these adapters. " + "; ".join(lines)
+    if wrong:
+        raise AdapterError(message)
     if lines:
-        raise AdapterError(f"{what} does not fit these adapters. " + "; ".join(lines))
+        checks.report("adapter_keys", message, AdapterError)
+
+
+def check_update(what: str, tensors: dict[str, Tensor]) -> None:
+    """Report an adapter whose second factors are all zero: with it the backbone computes what it does without."""
+    second = [tensor for key, tensor in tensors.items() if "lora_B" in key]
+    if second and not any(bool(tensor.any()) for tensor in second):
+        checks.report(
+            "loaded_weights",
+            f"{what} changes nothing: all {len(second)} of its lora_B matrices are zero, as before the first step of "
+            "training. Was it exported before training?",
+        )

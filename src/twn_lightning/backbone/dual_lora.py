@@ -221,9 +221,10 @@ class DualLoRABackbone(TwoPasses):
         self.adapters.add_reference()
 
     @contextmanager
-    def pin(self, reasoner: str) -> Iterator[None]:
-        """Let another adapter play the reasoner in pass R and in decoding: `reasoning_reference` in stage 3."""
-        previous, self._reasoner = self._reasoner, self.adapters.resolve(reasoner)
+    def pin(self, reasoner: str | None) -> Iterator[None]:
+        """Let another adapter play the reasoner in pass R and in decoding; None: the bare backbone, in pass R only."""
+        wanted = None if reasoner is None else self.adapters.resolve(reasoner)
+        previous, self._reasoner = self._reasoner, wanted
         try:
             yield
         finally:

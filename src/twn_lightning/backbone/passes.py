@@ -64,11 +64,12 @@ class TwoPasses(nn.Module):
     interface: InterfaceSettings
     queries: nn.Parameter
     merge_size: int
-    _reasoner: str = REASONING
+    _reasoner: str | None = REASONING
 
     @property
     def reasoner(self) -> str:
         """The adapter that reads and writes CoTs now; `DualLoRABackbone.pin` changes it."""
+        assert self._reasoner is not None, "the bare backbone writes no CoTs"
         return self._reasoner
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from twn_lightning import checks
 from twn_lightning.benchmark.registry import MODALITIES, BenchmarkTask, all_tasks
 from twn_lightning.errors import DataError
 
@@ -59,15 +60,18 @@ def read_score_file(path: str | Path) -> ScoreFile:
             of one model (`eval/<suite>/<run_key>`).
 
     Raises:
-        DataError: unreadable or no score file; a task that is there twice, under both of its names or under another
-            modality; a score that is not a fraction. All problems of a file together.
+        DataError: unreadable or no score file; files of different protocols; a task that is there twice, under both of
+            its names or under another modality; a score that is not a fraction. All problems of a file together.
     """
     found = ScoreFile(str(path), Path(path).stem)
     listed: dict[str, _Listed] = {}
     problems: list[str] = []
     splits: list[Split] = []
+    protocols: dict[Path, Mapping[str, Any]] = {}
     for file in _files(Path(path)):
         document = _parse(file)
+        if isinstance(document.get("protocol"), Mapping):
+            protocols[file] = document["protocol"]
         metadata = _metadata(document)
         found.model = str(metadata.get("model_name") or found.model)
         found.frames = metadata.get("num_frames", found.frames)
@@ -82,6 +86,7 @@ def read_score_file(path: str | Path) -> ScoreFile:
                     found.scores[task.name] = value
     if problems:
         raise DataError(f"{path} cannot be aggregated:" + "".join(f"\n  - {problem}" for problem in problems))
+    _check_protocols(found.path, protocols)
     found.split = splits[0] if len(set(splits)) == 1 else "unspecified"
     _warn_of_mixed_splits(found, splits, [entry.name for entry in listed.values()])
     return found
@@ -194,6 +199,29 @@ def _split(metadata: Mapping[str, Any], names: list[str]) -> Split:
         return "fixed" if all(name.endswith(FIXED) for name in pages) else "unspecified"
     date = str(metadata.get("report_generated_date") or "")
     return "old" if date[:4].isdigit() and date[:10] < _REISSUED else "unspecified"
+
+
+def _check_protocols(path: str, protocols: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Refuse a mean over scores that were measured differently.
+
+    Raises:
+        DataError: names the switches that differ, with their values, and a file of each.
+    """
+    if not protocols:
+        return
+    (first, one), *others = protocols.items()
+    for file, other in others:
+        common = sorted((one.keys() & other.keys()) - {"version"})  # `_warn_of_mixed_splits` speaks of versions
+        differing = [key for key in common if one[key] != other[key]]
+        if differing:
+            values = ", ".join(f"{key} is {one[key]!r} there and {other[key]!r} here" for key in differing)
+            checks.report(
+                "mixed_protocols",
+                f"{path} mixes protocols, and a mean over them means nothing: {first} and {file} differ ({values}). "
+                "Aggregate the folder of one protocol, eval/<suite>/<run_key>, or evaluate again under one",
+                DataError,
+            )
+            return
 
 
 def _warn_of_mixed_splits(found: ScoreFile, splits: list[Split], names: list[str]) -> None:

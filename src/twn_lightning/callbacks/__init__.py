@@ -1,4 +1,4 @@
-"""What watches a run: progress bar, throughput, gradient conflict, profile, and loggers beside metrics.jsonl."""
+"""What watches a run: checks, progress bar, throughput, gradient conflict, profile, loggers beside metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from twn_lightning.callbacks.gradient_conflict import GradientConflict
 from twn_lightning.callbacks.loggers import build_loggers, open_loggers
 from twn_lightning.callbacks.profile import ProfileSteps
 from twn_lightning.callbacks.progress import StageProgressBar
+from twn_lightning.callbacks.run_checks import RunChecks
 from twn_lightning.callbacks.throughput import Throughput
 from twn_lightning.callbacks.wandb_tables import WandbTables, log_result
 from twn_lightning.run import RunFolder
@@ -17,6 +18,7 @@ from twn_lightning.settings import Settings, SFTSettings
 __all__ = [
     "GradientConflict",
     "ProfileSteps",
+    "RunChecks",
     "StageProgressBar",
     "Throughput",
     "WandbTables",
@@ -37,7 +39,7 @@ def build_callbacks(settings: Settings, run_folder: RunFolder, *, progress: bool
         run_folder: gets the profile.
         progress: show a progress bar.
     """
-    callbacks: list[Callback] = [Throughput(settings.trainer.log_every_steps)]
+    callbacks: list[Callback] = [RunChecks(), Throughput(settings.trainer.log_every_steps)]
     if isinstance(settings.stage, SFTSettings) and settings.stage.conflict_every_steps:
         callbacks.append(GradientConflict(settings.stage.conflict_every_steps))
     if settings.logger.name == "wandb":

@@ -26,11 +26,16 @@ def main(arguments: list[str]) -> int:
         "Versions, devices, attention, extras, packaged assets; the memory of a configuration and what it lacks here.",
         """twn doctor
         twn doctor experiment=qwen3vl_4b_sft
-        twn doctor experiment=qwen3vl_4b_sft trainer.devices=4 --tokens 1200""",
+        twn doctor experiment=qwen3vl_4b_sft trainer.devices=4 --tokens 1200
+        twn doctor --checks""",
     )
     options.add_argument("overrides", nargs="*", help="the configuration to judge: group=option and key=value")
     options.add_argument("--tokens", type=int, default=700, help="of a query's prompt and padded CoT (default 700)")
+    options.add_argument("--checks", action="store_true", help="list the checks that watch runs, and nothing else")
     chosen = options.parse_intermixed_args(arguments)
+    if chosen.checks:
+        print(doctor.checks_page(), end="")
+        return 0
     settings = config.load_settings(chosen.overrides)
 
     console = Console()

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from twn_lightning import config
+from twn_lightning.checks import recording
 from twn_lightning.commands import parser
 from twn_lightning.commands.tables import table_console
 from twn_lightning.errors import ConfigError
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> None:
     run = run_folder_for(settings, kind=f"probe_{chosen.what}")
     run.require_new().create(settings, chosen.overrides)
     probe = PROBES[chosen.what]
-    with recorded(run), Progress() as progress:
+    with recorded(run), recording(run), Progress() as progress:
         bar = progress.add_task(probe.unit, total=probe.total(settings, chosen))
         scores = probe.run(
             settings,

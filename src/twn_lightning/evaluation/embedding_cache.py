@@ -137,6 +137,10 @@ class CachedEncoder:
         if missing:
             raise self._not_cached(missing, len(items))
 
+    def holds(self, item: Item) -> bool:
+        """Whether an item would come from the cache alone."""
+        return bool(self._spaces) and not self._missing(item_digests([item]))[0]
+
     def refresh(self) -> None:
         """Take in what other processes have added to the cache since."""
         for space in self._spaces:

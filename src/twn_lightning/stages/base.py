@@ -72,6 +72,7 @@ class TWNStage(LightningModule, ABC):
         self.threshold = settings.gate.threshold
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
+        self.step_values: dict[str, Any] = {}
         self._random_states: list[dict[str, Any]] | None = None
         backbone.train_only(*self.trained_groups)
         if gate is not None:
@@ -148,6 +149,7 @@ class TWNStage(LightningModule, ABC):
                 f"stage {self.stage_name}, step {batch_idx + 1}: {error} Start again with a lower learning rate "
                 f"(stage.learning_rate={self.settings.stage.learning_rate})."
             ) from error
+        self.step_values = values
         done = batch_idx + 1
         if done % self.settings.trainer.log_every_steps == 0 or done == self.total_steps:
             self.record({key: float(value) for key, value in values.items()}, done)

@@ -8,7 +8,6 @@ Shape letters: B completions (prompt-major, groups of G), T completion tokens, C
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +22,7 @@ from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.backbone.interface import ReasonerState
 from twn_lightning.data.datamodule import TWNDataModule
 from twn_lightning.errors import NumericalError
+from twn_lightning.evaluation.output_checks import check_closed
 from twn_lightning.gate import RoutingGate
 from twn_lightning.metrics import paired_bootstrap_difference
 from twn_lightning.objectives import group_advantages, grpo_loss, token_log_probs
@@ -30,7 +30,7 @@ from twn_lightning.run import RunFolder
 from twn_lightning.settings import RLSettings, Settings
 from twn_lightning.stages.base import TWNStage
 from twn_lightning.stages.checkpoint_content import CHECKPOINT_KEY
-from twn_lightning.stages.held_out import MALFORMED_WARNING
+from twn_lightning.stages.cot_language import language_values, perplexity_values
 from twn_lightning.stages.optim import Group
 from twn_lightning.stages.rewards import HeldOutRewards, RewardTerms, TargetPool, distinct_targets, score_completions
 from twn_lightning.stages.rollout_engine import Completions, build_rollout_engine, check_log_probs
@@ -47,8 +47,6 @@ from twn_lightning.types import ContrastiveBatch, CotBatch, Rollout
 
 RECORDED_PROMPTS = 2
 """Prompts whose completions go into rollouts.parquet, once per validation interval."""
-
-logger = logging.getLogger(__name__)
 
 
 class EmbeddingGuidedRL(TWNStage):
@@ -254,20 +252,17 @@ class EmbeddingGuidedRL(TWNStage):
             append_rows(self.run_folder.held_out, self.steps_done, records)
         self.rewards_after = [record.reward for record in records]
         self.rewards_before = self.rewards_before or self.rewards_after
+        cots = [record.cot for record in records]
         malformed = float(np.mean([record.malformed for record in records]))
-        if malformed > MALFORMED_WARNING and rank() == 0:
-            logger.warning(
-                "%.1f %% of the validation CoTs did not close within data.max_new_tokens=%d; they earn no reward and "
-                "fall back to the discriminative embedding: raise the cap",
-                100 * malformed,
-                self.settings.data.max_new_tokens,
-            )
+        check_closed(sum(r.malformed for r in records), len(records), self.settings.data.max_new_tokens, "validation")
         return {
             "rl/held_out_reward": float(np.mean(self.rewards_after)),
             "val/hit@1_discriminative": float(np.mean([record.hit_discriminative for record in records])),
             "val/hit@1_generative": float(np.mean([record.hit_generative for record in records])),
             "val/cot_tokens": float(np.mean([record.tokens for record in records])),
             "val/malformed_cot_rate": malformed,
+            **language_values(cots),
+            **perplexity_values(self.backbone, self.data.pairs("val"), cots),
         }
 
     def final_metrics(self) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,12 +14,9 @@ from twn_lightning.data.sources import Split
 from twn_lightning.evaluation.outcomes import QueryOutcome
 from twn_lightning.evaluation.suite import encode_outcomes
 from twn_lightning.settings import Settings
+from twn_lightning.stages.cot_language import language_values
 from twn_lightning.strategy import gather_objects, interleave, rank, world_size
 from twn_lightning.types import Pair
-
-MALFORMED_WARNING = 0.02
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,7 @@ class HeldOut:
     hit_generative: float
     tokens: int
     malformed: bool
+    cot: str
     answered: float
     """1 where the generated answer is the teacher's, 0 where not, NaN without a teacher."""
 
@@ -40,17 +37,10 @@ def held_out_values(backbone: DualLoRABackbone, data: TWNDataModule, settings: S
 
     Returns:
         `val/hit@1_discriminative`, `val/hit@1_generative`, `val/answer_accuracy` (NaN where no pair has a teacher's
-        CoT), `val/malformed_cot_rate`, `val/cot_tokens`; equal on every rank.
+        CoT), `val/malformed_cot_rate`, `val/cot_tokens`, and those of `language_values`; equal on every rank.
     """
     records = held_out(backbone, data, settings, "val")
     malformed = float(np.mean([r.malformed for r in records]))
-    if malformed > MALFORMED_WARNING:
-        logger.warning(
-            "%.1f %% of the CoTs did not close within data.max_new_tokens=%d and fell back to the discriminative "
-            "embedding: raise the cap, or train longer",
-            100 * malformed,
-            settings.data.max_new_tokens,
-        )
     answered = [r.answered for r in records if not np.isnan(r.answered)]
     return {
         "val/hit@1_discriminative": float(np.mean([r.hit_discriminative for r in records])),
@@ -58,6 +48,7 @@ def held_out_values(backbone: DualLoRABackbone, data: TWNDataModule, settings: S
         "val/answer_accuracy": float(np.mean(answered)) if answered else float("nan"),
         "val/malformed_cot_rate": malformed,
         "val/cot_tokens": float(np.mean([r.tokens for r in records])),
+        **language_values([r.cot for r in records]),
     }
 
 
@@ -91,6 +82,7 @@ def _record(outcome: QueryOutcome) -> HeldOut:
         outcome.hit_generative,
         outcome.tokens,
         outcome.malformed,
+        outcome.cot,
         _answered(outcome.cot, outcome.pair.query.cot),
     )
 

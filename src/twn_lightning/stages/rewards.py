@@ -19,6 +19,7 @@ from twn_lightning.data.collate import target_hash_int64
 from twn_lightning.data.datamodule import TWNDataModule
 from twn_lightning.data.sources import PairSource
 from twn_lightning.evaluation.outcomes import positive_rows
+from twn_lightning.evaluation.output_checks import check_embeddings
 from twn_lightning.evaluation.suite import encode_candidates
 from twn_lightning.metrics import hit_at_k
 from twn_lightning.objectives import (
@@ -193,6 +194,7 @@ class HeldOutReward:
     hit_generative: float
     tokens: int
     malformed: bool
+    cot: str = ""
 
 
 class HeldOutRewards:
@@ -229,14 +231,16 @@ class HeldOutRewards:
             found = encoded.select(rows)
             candidates = self.data.source.candidates("val", task)
             candidates_CD = encode_candidates(backbone, candidates, batch_size)
+            check_embeddings(candidates_CD, f"task '{task}', candidates")
             positive_N = positive_rows([pairs[row] for row in rows], candidates)
             hash_C = self._hash_of(task, candidates)
+            texts = [text or "" for text in found.cot_texts]
             terms = score_completions(
                 found.embedding_ND,
                 candidates_CD,
                 positive_N,
                 hash_C[None] != hash_C[positive_N][:, None],
-                [text or "" for text in found.cot_texts],
+                texts,
                 ~found.malformed_N,
                 self.stage,
             )
@@ -245,7 +249,7 @@ class HeldOutRewards:
                 for queries_ND in (found.discriminative_ND, found.embedding_ND)
             ]
             rewards = [value.tolist() for value in vars(terms).values()]
-            columns = (*rewards, *hits, found.tokens_N.tolist(), found.malformed_N.tolist())
+            columns = (*rewards, *hits, found.tokens_N.tolist(), found.malformed_N.tolist(), texts)
             for row, *values in zip(rows, *columns, strict=True):
                 records[row] = HeldOutReward(task, pairs[row].query.key, pairs[row].steps, *values)
         return [records[row] for row in range(len(pairs))]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from twn_lightning.backbone.encoding import encode
 from twn_lightning.data.sources import Split
+from twn_lightning.evaluation.output_checks import check_gate
 from twn_lightning.evaluation.suite import encode_outcomes
 from twn_lightning.gate import (
     CONFORMAL,
@@ -29,10 +31,13 @@ from twn_lightning.metrics import gate_scores, quality_token_curve
 from twn_lightning.objectives import gate_binary_cross_entropy
 from twn_lightning.settings import GateStageSettings
 from twn_lightning.stages.base import TWNStage
-from twn_lightning.stages.labelled_split import LabelledSplit
+from twn_lightning.stages.labelled_split import LabelledSplit, decided_examples, label_origin, save_examples
 from twn_lightning.stages.optim import Group
 from twn_lightning.strategy import gather_objects, rank, sum_over_ranks, world_size
 from twn_lightning.types import EmbeddingMode
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +120,15 @@ class RoutingGateTraining(TWNStage):
         name, mode = self.monitor
         return [EarlyStopping(name, mode=mode, patience=self.stage.patience, check_on_train_epoch_end=False)]
 
+    @property
+    def label_folder(self) -> Path:
+        return self.run_folder.path / "gate_labels"
+
+    @property
+    def examples(self) -> Path:
+        """Some queries of the split `calibration`, kept to be looked at."""
+        return self.label_folder / "examples.parquet"
+
     # --- labels ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -139,12 +153,12 @@ class RoutingGateTraining(TWNStage):
 
     def recorded(self, split: Split) -> LabelledSplit:
         """Outcomes of a split, kept in the run folder: decoding is what this stage spends its time on."""
-        path = self.run_folder.path / "gate_labels" / f"{split}.safetensors"
+        path, origin = self.label_folder / f"{split}.safetensors", label_origin(self.backbone, self.settings, split)
         if all(gather_objects(path.exists())):
-            return LabelledSplit.load(path)
+            return LabelledSplit.load(path, origin)
         labelled = self.label(split)
         if rank() == 0:
-            labelled.save(path)
+            labelled.save(path, origin)
         return labelled
 
     def label(self, split: Split) -> LabelledSplit:
@@ -171,6 +185,8 @@ class RoutingGateTraining(TWNStage):
             max_new_tokens=cap,
             encoded=encoded,
         )
+        if split == "calibration" and rank() == 0:
+            save_examples(self.examples, rows, outcomes)
         share = LabelledSplit(
             encoded.features_NF,
             torch.tensor([o.loss_discriminative for o in outcomes]),
@@ -186,10 +202,12 @@ class RoutingGateTraining(TWNStage):
 
     def labels(self, split: str, kind: Any = "hard") -> Tensor:
         """Think labels of a split (N,). Both splits count a CoT's cost against the training split's mean length."""
-        settings = self.settings.gate
+        return gate_labels(self.gain(split), kind, soft_scale=self.settings.gate.soft_scale)
+
+    def gain(self, split: str) -> Tensor:
+        """What thinking bought less what it cost, (N,)."""
         mean_tokens = max(float(self._labelled["gate"].tokens_N.float().mean()), 1.0)
-        gain_N = self._labelled[split].gain(settings.price, mean_tokens)
-        return gate_labels(gain_N, kind, soft_scale=settings.soft_scale)
+        return self._labelled[split].gain(self.settings.gate.price, mean_tokens)
 
     def _log_labels(self) -> None:
         split = self._labelled["gate"]
@@ -250,6 +268,7 @@ class RoutingGateTraining(TWNStage):
         """Choose the threshold for the best gate, and measure the gate with it."""
         self.threshold = self.calibrated_threshold()
         self.after = {**self.validate(), "gate/threshold": self.threshold}
+        check_gate(self.probability("validation"), self.threshold, self.labels("validation"))
 
     def calibrated_threshold(self) -> float:
         """The threshold that `gate.calibration` asks for, on the queries kept for it."""
@@ -266,3 +285,15 @@ class RoutingGateTraining(TWNStage):
             return conformal_threshold(settings.calibration, *outcomes, max_tokens=cap, delta=settings.delta, **levels)
         curve = quality_token_curve(*outcomes)
         return calibrate_threshold(curve, settings.calibration, threshold=settings.threshold, **levels)
+
+    def decisions(self) -> pa.Table | None:
+        """What the gate decides about a few queries of the split `calibration`, as in gate_decisions.parquet.
+
+        Returns:
+            None where the labels are older than this file.
+        """
+        if not self.examples.exists():
+            return None
+        self._labelled["examples"] = LabelledSplit.load(self.label_folder / "calibration.safetensors")
+        gain_N = self.gain("examples")
+        return decided_examples(self.examples, self.probability("examples"), gain_N, self.threshold)

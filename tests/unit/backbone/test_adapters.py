@@ -7,6 +7,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from twn_lightning.backbone.adapters import AdapterSet
+from twn_lightning.backbone.tiny import build_tiny
 from twn_lightning.errors import AdapterError, ConfigError
 from twn_lightning.settings import AdapterSettings
 
@@ -130,3 +131,19 @@ def test_uncast_inputs_change_nothing_under_autocast(tiny_backbone, mixed_items)
         cast = backbone.reason(prompts).last_hidden_BD
     assert seen == [torch.bfloat16, torch.float32]
     assert torch.equal(uncast, cast)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        (r".*\bvisual\.blocks\.\d+\.attn\.qkv", "0 language and"),
+        (r".*\blanguage_model\.layers\.\d+\.self_attn\.(?:q|k)_proj", "4 language and 0 vision"),
+    ],
+)
+def test_lora_on_unexpected_modules_is_refused(pattern, found, monkeypatch):
+    monkeypatch.setattr("twn_lightning.backbone.adapters.TARGET_REGEX", pattern)
+    model, _ = build_tiny()
+    with pytest.raises(AdapterError, match=rf"'reasoning' was put on {found}.*expected 14"):
+        AdapterSet(model, AdapterSettings())
+    monkeypatch.setenv("TWN_CHECKS", "-lora_targets")
+    assert AdapterSet(build_tiny()[0], AdapterSettings()).names == ["reasoning", "embedding"]

@@ -154,3 +154,34 @@ def test_digest_is_the_same_for_another_dtype_and_not_for_other_weights():
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight.add_(0.1)
     assert layout.backbone_digest(model) != digest
+
+
+def test_without_its_check_missing_keys_keep_their_values(saved, tiny_backbone, monkeypatch):
+    backbone, folder = saved
+    path = folder / "reasoning" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    lost = sorted(tensors)[0]
+    save_file({key: value for key, value in tensors.items() if key != lost}, path, {"format": "pt"})
+    other = tiny_backbone(seed=2)
+    with pytest.raises(AdapterError, match=r"1 missing: .* \[check adapter_keys;"):
+        other.load_adapters(folder)
+    monkeypatch.setenv("TWN_CHECKS", "-adapter_keys")
+    name = lost.removeprefix(layout.PEFT_PREFIX)
+    before = other.adapters.named_parameters("reasoning")[name].clone()
+    other.load_adapters(folder)
+    for key, value in other.adapters.named_parameters("reasoning").items():
+        theirs = before if key == name else backbone.adapters.named_parameters("reasoning")[key]
+        assert torch.equal(value, theirs)
+
+
+def test_an_adapter_that_changes_nothing_is_reported(saved, tiny_backbone, caplog):
+    backbone, folder = saved
+    tiny_backbone().load_adapters(folder)
+    assert "changes nothing" not in caplog.text
+    with torch.no_grad():
+        for name, parameter in backbone.adapters.named_parameters("embedding").items():
+            parameter.mul_(0.0 if "lora_B" in name else 1.0)
+    backbone.save_adapters(folder)
+    tiny_backbone().load_adapters(folder)
+    (message,) = caplog.messages
+    assert f"{folder / 'embedding'} changes nothing: all 14 of its lora_B matrices are zero" in message

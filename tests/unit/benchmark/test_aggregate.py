@@ -227,3 +227,13 @@ def test_published_rows_are_whole_and_agree_with_their_parts() -> None:
         if row.meta_tasks:
             total = sum(row.meta_tasks[name] * size for name, size in sizes.items()) / 78
             assert row.all == pytest.approx(total, abs=0.2), row.model
+
+
+def test_a_mean_over_two_protocols_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, frames in (("K700", 8), ("HMDB51", 8), ("Breakfast", 16)):
+        entry = {"task": name, "modality": "video", "hit@1": 0.5, "protocol": {"num_frames": frames, "ties": "first"}}
+        written(tmp_path, entry, f"{name}/scores.json")
+    with pytest.raises(DataError, match=r"Breakfast.*K700.*num_frames is 16 there and 8 here|HMDB51.*num_frames"):
+        read_score_file(tmp_path)
+    monkeypatch.setenv("TWN_CHECKS", "-mixed_protocols")
+    assert len(read_score_file(tmp_path).scores) == 3

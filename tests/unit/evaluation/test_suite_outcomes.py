@@ -170,7 +170,7 @@ def test_without_a_gate_only_routers_that_need_none_are_scored() -> None:
 
 
 def test_behind_the_suite_each_cot_is_decoded_once(tmp_path: Path) -> None:
-    """Adaptive scores first, as `twn evaluate` has them: then only what had not thought is decoded, and decided never."""
+    """Adaptive scores first, as `twn evaluate` has them: then only what had not thought is decoded, never decided."""
     task, encoder, cache = made_task(), FakeEncoder(), EmbeddingCache(tmp_path / "cache")
     run_suite(encoder, [task], output=tmp_path / "run", protocol=PROTOCOL, cache=cache)
     thought = {query.key for query in task.queries if len(query.text) % 2 == 0}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from twn_lightning.backbone.layout import read_config
+from twn_lightning.errors import CheckError
 from twn_lightning.gate import RoutingGate
 from twn_lightning.settings import GateSettings, GateStageSettings
 from twn_lightning.stages.labelled_split import LabelledSplit
@@ -86,3 +87,12 @@ def test_rows_are_a_function_of_the_step() -> None:
     resumed = ShuffledRows(10, 4, epochs=3, seed=1)
     resumed.load_state_dict({"step": 3})
     assert list(resumed) == straight[3:]
+
+
+def test_labels_of_other_adapters_are_refused(build: Any) -> None:
+    build(STAGE).fit()
+    again = build(STAGE)
+    with torch.no_grad():
+        again.backbone.queries.add_(0.1)
+    with pytest.raises(CheckError, match=r"gate.safetensors holds outcomes of other adapters.*stale_cache"):
+        again.fit()
