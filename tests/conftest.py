@@ -15,7 +15,9 @@ import pytest
 import torch
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; processes that tests interrupt inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background job; processes that tests interrupt inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
