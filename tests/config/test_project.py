@@ -15,7 +15,7 @@ from twn_lightning import __version__
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
-PROMISED = "docs ""help setup demo nano-suite test test-all lint types imports config train evaluate sweep report
+PROMISED = """help setup demo nano-suite test test-all lint types imports config train evaluate sweep report
 bench notebooks docs reference clean"""
 
 
