@@ -105,7 +105,8 @@ def test_an_interrupted_evaluation_goes_on_in_its_folder(
     assert status["status"] == "INTERRUPTED"
     assert f"paths.run_dir={tmp_path / 'cut' / 'run'}" in status["error"]
     assert cli.main(arguments(mirror, tmp_path / "cut", adapters, *FEW)) == 0
-    assert calls[0] == 4 + 6 - 3, "the three sides that were encoded before are not encoded again"
+    # The three sides that were encoded before are not encoded again, but for a few items that the check stale_cache compares.
+    assert calls[0] == 4 + 6 - 3 + 1
     assert "N24News" in capsys.readouterr().out.split("(unchanged)")[0]
     assert RunFolder(tmp_path / "cut" / "run").read_status()["status"] == "COMPLETED"
     found = [scores_of(tmp_path / name / "run") for name in ("straight", "cut")]

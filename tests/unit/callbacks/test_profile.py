@@ -54,7 +54,7 @@ def test_an_interrupted_run_leaves_what_was_traced(tmp_path: Path) -> None:
     run = profiled(tmp_path, 6, 4, InterruptAfter(4))
     with pytest.raises(KeyboardInterrupt):
         run.fit()
-    assert traced_steps(tmp_path) in (1, 2)
+    assert 1 <= traced_steps(tmp_path) < 4, "the step that was running may end"
 
 
 def test_the_gates_trace_holds_the_labelling(tmp_path: Path) -> None:

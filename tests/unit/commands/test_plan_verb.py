@@ -19,6 +19,12 @@ def test_the_three_stages_of_a_model(capsys: pytest.CaptureFixture[str]) -> None
         assert word in printed
     assert "8.77 B parameters" in printed
     assert "stage.prompts_per_step=64 would use all" in printed
+
+
+def test_what_does_not_fit_is_told_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "experiment=qwen3vl_4b_sft", "stage.chunk_size=32"]) == 0
+    printed = capsys.readouterr().out
+    assert "too much" in printed
     assert "would fit" in printed
 
 
