@@ -170,14 +170,8 @@ def test_too_many_connections_are_turned_away() -> None:
             idle.sendall(b"GET ")
             with socket.create_connection(server.server_address[:2]) as second:
                 assert second.makefile("rb").read().startswith(b"HTTP/1.0 503")
-        while request_fails(server):
-            pass
-        assert request(server, "GET", f"/{server.token}/")[0] == 200
-
-
-def request_fails(server: LookServer) -> bool:
-    """Until the idle connection's thread has noticed that its client hung up."""
-    return request(server, "GET", f"/{server.token}/")[0] == 503
+        # The idle connection's thread takes a moment to notice that its client hung up.
+        assert any(request(server, "GET", f"/{server.token}/")[0] == 200 for _ in range(1000))
 
 
 def test_a_client_that_hangs_up_or_stalls_harms_nobody() -> None:
