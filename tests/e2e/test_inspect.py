@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.browser import CHROMIUM, DRIVER, Browser, browser
+from tests.support.browser import Browser, browser, needs_browser
 from tests.support.tiny_adapters import random_backbone, save_undecided_adapters
 from tests.unit.live.test_question import video_bytes
 from twn_lightning import cli
@@ -39,9 +39,6 @@ from twn_lightning.run import RunFolder
 from twn_lightning.settings import ModelSettings, Settings
 from twn_lightning.types import EmbeddingMode, Item, Media, Side
 
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="needs chromium: apt-get install chromium chromium-driver"
-)
 PAIRS = 24
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +14,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from tests.support.browser import CHROMIUM, needs_browser
 from twn_lightning.reporting import ReportData, build_summary, write_report
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium: apt-get install chromium")
+pytestmark = needs_browser
 
 COUNT = 120
 
@@ -86,9 +85,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def browse(address: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Open a page headlessly; fails on anything the page writes to the console."""
-    assert BROWSER is not None
+    assert CHROMIUM is not None
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-    command = [BROWSER, *flags, "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", *options, address]
+    command = [CHROMIUM, *flags, "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", *options, address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr, done.stderr
     return done

@@ -10,13 +10,11 @@ import pytest
 from PIL import Image
 
 from tests.e2e.test_report_browser import decisions, summary_of
-from tests.support.browser import CHROMIUM, DRIVER, Browser, browser
+from tests.support.browser import Browser, browser, needs_browser
 from tests.unit.reporting.test_suite_report import make_run
 from twn_lightning.reporting import ReportData, write_report
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="needs chromium: apt-get install chromium chromium-driver"
-)
+pytestmark = needs_browser
 ENTER, TAB = "\ue007", "\ue004"
 
 
