@@ -7,7 +7,6 @@ import json
 from twn_lightning.callbacks.wandb_logger import has_account
 from twn_lightning.commands import parser
 from twn_lightning.errors import ConfigError
-from twn_lightning.interop.wandb_dashboard import build_workspace, workspace_json
 from twn_lightning.settings import LoggerSettings
 
 
@@ -25,6 +24,9 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--project", default=LoggerSettings.project, help=f"default {LoggerSettings.project}")
     options.add_argument("--json", action="store_true", help="print what would be saved")
     chosen = options.parse_args(arguments)
+    # Needs an extra, which --help and `twn completion` do without.
+    from twn_lightning.interop.wandb_dashboard import build_workspace, workspace_json
+
     workspace = build_workspace(chosen.entity, chosen.project)
     if chosen.json:
         print(json.dumps(workspace_json(workspace), indent=2))
