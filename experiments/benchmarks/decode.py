@@ -23,7 +23,14 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.benchmarks.decoders import Decoders, build_decoders, generate, nano_decoders, peer_generate
+from experiments.benchmarks.decoders import (
+    NANO_TOKENS,
+    Decoders,
+    build_decoders,
+    generate,
+    nano_decoders,
+    peer_generate,
+)
 from experiments.benchmarks.pairs import Timing, in_turn, speedup, write_result
 from twn_lightning.backbone.decoding import Decoded, decode_cots
 from twn_lightning.backbone.decoding_engine import DecodingEngine, DecodingWay, decoding_with, make_engine
@@ -177,7 +184,7 @@ def small_equality(device: torch.device) -> dict[str, Any]:
 
 def nano(rows: int, rounds: int) -> dict[str, Any]:
     """Trained adapters on a CPU, whose CoTs end at different lengths: ours drops the rows that are done."""
-    bench = Benchmark(nano_decoders(rows), tokens=64)
+    bench = Benchmark(nano_decoders(rows), NANO_TOKENS)
     timings = in_turn(bench.ways(), "cpu", rounds=rounds)
     return {
         "rows": rows,

@@ -24,6 +24,8 @@ from twn_lightning.types import CotBatch, PromptBatch
 ADAPTERS = AdapterSettings(reasoning=LoraSettings(32, 64), embedding=LoraSettings(64, 128), num_queries=16)
 VISUAL_SIDE, TEXT_TOKENS = 32, 66
 """Patches of an image's side, 256 visual tokens; with the text 322 tokens a prompt."""
+NANO_TOKENS = 64
+"""Cap of nano's CoTs."""
 
 
 @dataclass
@@ -79,6 +81,7 @@ def nano_decoders(rows: int) -> Decoders:
     """
     adapters = AdapterSettings(init_from="nano")
     ours, peer = (load_backbone(ModelSettings(), adapters, InterfaceSettings()).eval() for _ in range(2))
+    peer.interface = InterfaceSettings("reencode")
     peer.model.generation_config.eos_token_id = ours.processor.eot_id
     items = [pair.query for pair in get_source("nano", DataSettings()).pairs("test", rows)]
     return Decoders(ours, peer, None, ours.processor(items))
@@ -158,18 +161,23 @@ def peer_generate(decoders: Decoders, tokens: int, static: bool = False) -> Gene
         return generate(decoders.peer.model, decoders.prompts, tokens, processor=decoders.peer.processor, static=static)
 
 
+def cots_until(ids_BT: Tensor, end_id: int | None) -> CotBatch:
+    """What `generate` wrote, without what follows an end of turn; with no such id all of it."""
+    mask_BT = torch.ones_like(ids_BT) if end_id is None else ((ids_BT == end_id).cumsum(1) == 0).long()
+    return CotBatch(ids_BT, mask_BT, torch.ones_like(ids_BT[:, 0], dtype=torch.bool))
+
+
 @torch.no_grad()
-def reencode(peer: DualLoRABackbone, prompts: PromptBatch, ids_BT: Tensor) -> Tensor:
+def reencode(peer: DualLoRABackbone, prompts: PromptBatch, cots: CotBatch) -> Tensor:
     """The generative embedding (B, D) as the peer makes it: prompt, CoT and queries are read again."""
     _, end_B = prompt_positions(prompts, peer.merge_size)
-    cots = CotBatch(ids_BT, torch.ones_like(ids_BT), torch.ones_like(ids_BT[:, 0], dtype=torch.bool))
     state = ReasonerState(
         layers=[],
         prompt_mask_BL=prompts.attention_mask_BL,
         cot_mask_BT=cots.mask_BT,
         prompt_end_B=end_B,
         readable_end_B=end_B + cots.lengths_B,
-        last_hidden_BD=peer.queries.new_zeros(len(ids_BT), peer.hidden_size, dtype=peer.language_model.dtype),
+        last_hidden_BD=peer.queries.new_zeros(len(cots), peer.hidden_size, dtype=peer.language_model.dtype),
         cot_logits_BTV=None,
         prompts=prompts,
         cots=cots,

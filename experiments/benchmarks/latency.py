@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.benchmarks.decoders import build_decoders, generate, reencode
+from experiments.benchmarks.decoders import NANO_TOKENS, build_decoders, cots_until, generate, reencode
 from experiments.benchmarks.pairs import Timing, in_turn, write_result
 from experiments.benchmarks.random_qwen3vl import MERGE, PATCH
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
@@ -34,7 +34,6 @@ from twn_lightning.types import EmbeddingMode, Item, Media
 OURS, PEER = "ours, adaptive", "transformers, always"
 BAR = 3.0
 """Required ratio of the medians."""
-NANO_TOKENS = 64
 SAMPLES = 1000
 """Bootstrap resamples of the queries."""
 
@@ -69,7 +68,8 @@ class Server:
 
     def always(self, item: Item) -> Tensor:
         """The peer's embedding (1, D)."""
-        return reencode(self.peer, self.prompt(item), self.written(item))
+        written = cots_until(self.written(item), self.peer.model.generation_config.eos_token_id)
+        return reencode(self.peer, self.prompt(item), written)
 
     def prompt(self, item: Item) -> Any:
         prompts = self.peer.processor([item]).to(self.peer.device)

@@ -100,10 +100,12 @@ def _ratio(benchmark: str, case: str, speedup: Mapping[str, float] | None, **mor
 
 
 def _think(result: Result) -> Iterator[Row]:
+    if "nano" in result:
+        yield from _think(result["nano"])
     outputs, exact = result["outputs"], result["dtype"] == "torch.float32"
     agree = outputs.get("least_cosine_to_one_pass", 0) > 1 - (SAME if exact else SAME_BF16)
     agree = agree and (not exact or outputs["tokens_as_generate"] == 1)
-    case = f"{result['model']}, {result['rows']} prompts, CoTs of {result['tokens']} tokens"
+    case = f"{result['model']}, {result['rows']} prompts, CoTs of {result['tokens']:.0f} tokens"
     for name in ("adaptive_encode", "embed_after_think"):
         yield from _ratio(name, case, result[name]["speedup"], bar=result[name]["bar"], agree=agree)
 

@@ -1,11 +1,12 @@
 """Thinking where it is needed, over one cache: adaptive encoding and pass E against generating and reading again.
 
-    python -m experiments.benchmarks.think               # on a GPU the shape of Qwen3-VL-4B in bf16, else a small one
+    python -m experiments.benchmarks.think    # on a GPU the shape of Qwen3-VL-4B in bf16, else nano and a small model
 
 The peer is how UME-R1 evaluates: Hugging Face's `generate` writes a CoT for every prompt, then prompt and CoT are read
-again, with the images, under the embedding adapter. Ours reads a prompt once, thinks for half of the prompts, and runs
-the queries over the cache. Weights, adapters, prompts and CoT lengths are the same. Writes think_cuda.json or
-think_cpu.json.
+again, with the images, under the embedding adapter. Ours reads a prompt once, asks the gate, thinks for some prompts,
+and runs the queries over the cache. Weights, adapters and prompts are the same. nano has its trained adapters and gate,
+and CoTs that end where they do; a model of random weights writes `--tokens` for every second prompt. Writes
+think_cuda.json or think_cpu.json.
 """
 
 from __future__ import annotations
@@ -19,10 +20,21 @@ import torch
 from torch import Tensor
 
 from experiments.benchmarks.decode import attempt
-from experiments.benchmarks.decoders import Decoders, build_decoders, peer_generate, reencode
+from experiments.benchmarks.decoders import (
+    NANO_TOKENS,
+    Decoders,
+    build_decoders,
+    cots_until,
+    nano_decoders,
+    peer_generate,
+    reencode,
+)
 from experiments.benchmarks.pairs import Timing, in_turn, speedup, write_result
 from twn_lightning.backbone.decoding import Decoded, decode_cots
 from twn_lightning.backbone.decoding_engine import DecodingEngine, decoding_with, make_engine
+from twn_lightning.evaluation.encoders.twn import load_trained
+from twn_lightning.gate import RoutingGate
+from twn_lightning.types import CotBatch
 
 ADAPTIVE, ALWAYS = "ours, adaptive", "transformers, always"
 PASS_E, REENCODE = "pass E on the cache", "prompt, CoT and queries read again"
@@ -38,13 +50,16 @@ class Benchmark:
 
     Args:
         decoders: models and prompts.
-        tokens: of every CoT.
+        tokens: the cap of a CoT; random weights write as many.
+        gate: a trained one with its threshold; None: an untrained one is asked, and every second prompt thinks.
     """
 
-    def __init__(self, decoders: Decoders, tokens: int):
+    def __init__(self, decoders: Decoders, tokens: int, gate: tuple[RoutingGate, float] | None = None):
         self.decoders, self.tokens = decoders, tokens
-        self.thinking = list(range(0, len(decoders.prompts), 2))
-        self.decoded = self.think(list(range(len(decoders.prompts))))
+        ours = decoders.ours
+        self.gate, self.threshold = gate or (RoutingGate(2 * ours.hidden_size).to(ours.device).eval(), None)
+        self.everyone = list(range(len(decoders.prompts)))
+        self.decoded = self.think(self.everyone)
 
     @torch.no_grad()
     def think(self, rows: list[int]) -> Decoded:
@@ -56,10 +71,11 @@ class Benchmark:
     def adaptive(self, engine: DecodingEngine, rows: list[int] | None = None) -> Tensor:
         """Embeddings (B, D): every prompt is read and embedded, some rows think and are embedded with their CoT."""
         ours = self.decoders.ours
-        rows = self.thinking if rows is None else rows
         state = ours.reason(self.decoders.prompts)
         found = ours.embed(state, ["discriminative"]).discriminative_BD
         assert found is not None
+        if rows is None:
+            rows = self.routed(self.gate(ours.gate_features(state, found)).sigmoid())
         with decoding_with(ours, engine):
             decoded = decode_cots(ours, state.select(rows), max_new_tokens=self.tokens)
         generative = ours.embed(decoded.state, ["generative"]).generative_BD
@@ -67,9 +83,20 @@ class Benchmark:
         found[rows] = generative
         return found
 
+    def routed(self, p_think_B: Tensor) -> list[int]:
+        """The rows that think."""
+        if self.threshold is None:
+            return self.everyone[::2]
+        return (p_think_B > self.threshold).nonzero()[:, 0].tolist()
+
     def always(self) -> Tensor:
         """The peer's embeddings (B, D)."""
-        return reencode(self.decoders.peer, self.decoders.prompts, peer_generate(self.decoders, self.tokens).ids_BT)
+        return reencode(self.decoders.peer, self.decoders.prompts, self.generated())
+
+    def generated(self) -> CotBatch:
+        """The peer's CoTs, up to its end of turn."""
+        ids_BT = peer_generate(self.decoders, self.tokens).ids_BT
+        return cots_until(ids_BT, self.decoders.peer.model.generation_config.eos_token_id)
 
     @torch.no_grad()
     def pass_e(self) -> Tensor:
@@ -78,16 +105,15 @@ class Benchmark:
         return found
 
     def reencode(self) -> Tensor:
-        return reencode(self.decoders.peer, self.decoders.prompts, self.decoded.cots.ids_BT)
+        return reencode(self.decoders.peer, self.decoders.prompts, self.decoded.cots)
 
     def ways(self) -> dict[str, Callable[[], Any]]:
         """Adaptive and always thinking, ours with both decoders, and the embedding of CoTs that are there."""
         fused, merged = (make_engine(self.decoders.ours, way) for way in ("fused", "merged"))
-        everyone = list(range(len(self.decoders.prompts)))
         return {
             ADAPTIVE: lambda: self.adaptive(fused),
             "ours, adaptive, merged copy": lambda: self.adaptive(merged),
-            "ours, always": lambda: self.adaptive(fused, everyone),
+            "ours, always": lambda: self.adaptive(fused, self.everyone),
             ALWAYS: self.always,
             PASS_E: self.pass_e,
             REENCODE: self.reencode,
@@ -103,9 +129,11 @@ class Benchmark:
         with torch.no_grad():
             forced = ours.embed(ours.reason(self.decoders.prompts, cots), ["generative"]).generative_BD
         assert forced is not None
-        theirs_BT = peer_generate(self.decoders, self.tokens).ids_BT[:, : cots.ids_BT.shape[1]]
+        theirs_BT = self.generated().ids_BT
+        shared = min(theirs_BT.shape[1], cots.ids_BT.shape[1])
+        same_BT = theirs_BT[:, :shared] == cots.ids_BT[:, :shared]
         return {
-            "tokens_as_generate": float((theirs_BT == cots.ids_BT).float().mean()),
+            "tokens_as_generate": float(same_BT[cots.mask_BT[:, :shared].bool()].float().mean()),
             "least_cosine_to_one_pass": float((self.pass_e() * forced).sum(-1).min()),
         }
 
@@ -113,7 +141,7 @@ class Benchmark:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", help="qwen3vl_4b on a GPU, midsize on a CPU by default")
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=32, help="prompts; nano gets eight times as many")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", help="folder of the result")
@@ -121,21 +149,33 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cuda = device.type == "cuda"
     size, dtype = args.size or ("qwen3vl_4b" if cuda else "midsize"), torch.bfloat16 if cuda else torch.float32
+    result: dict[str, Any] = {"command": " ".join(["python -m experiments.benchmarks.think", *sys.argv[1:]])}
+    if not cuda:
+        result["nano"] = {"model": "nano", "dtype": str(dtype), **measure(nano_benchmark(8 * args.rows), args.rounds)}
     bench = Benchmark(build_decoders(size, device, dtype, args.rows, merged_peer=False), args.tokens)
-    result: dict[str, Any] = {
-        "command": " ".join(["python -m experiments.benchmarks.think", *sys.argv[1:]]),
-        "model": size,
-        "dtype": str(dtype),
-        "rows": args.rows,
-        "tokens": args.tokens,
-    }
-    attempt(result, "outputs", bench.outputs)
-    timings = in_turn(bench.ways(), device, rounds=args.rounds)
-    result |= ratios(timings, device.type, args.rows)
-    result["timings"] = {name: timing.record() for name, timing in timings.items()}
+    result |= {"model": size, "dtype": str(dtype), **measure(bench, args.rounds)}
     write_result(f"think_{device.type}", result, args.out)
-    for name in ("adaptive_encode", "embed_after_think", "items_per_second", "outputs"):
-        print(f"{name}: {result[name]}")
+    for part in [result[name] for name in ("nano",) if name in result] + [result]:
+        for name in ("model", "adaptive_encode", "embed_after_think", "items_per_second", "outputs"):
+            print(f"{name}: {part[name]}")
+
+
+def nano_benchmark(rows: int) -> Benchmark:
+    """Trained adapters and their gate on test queries of the grid world, half of which need no step of reasoning."""
+    _, gate, threshold = load_trained()
+    assert gate is not None, "the packaged adapters have a gate"
+    return Benchmark(nano_decoders(rows), NANO_TOKENS, (gate, threshold))
+
+
+def measure(bench: Benchmark, rounds: int) -> dict[str, Any]:
+    """Outputs, timings, and what they amount to."""
+    device, rows = bench.decoders.ours.device.type, len(bench.decoders.prompts)
+    result: dict[str, Any] = {"rows": rows, "tokens": float(bench.decoded.cots.lengths_B.float().mean())}
+    attempt(result, "outputs", bench.outputs)
+    timings = in_turn(bench.ways(), device, rounds=rounds)
+    result |= ratios(timings, device, rows)
+    result["timings"] = {name: timing.record() for name, timing in timings.items()}
+    return result
 
 
 def ratios(timings: dict[str, Timing], device: str, rows: int) -> dict[str, Any]:
