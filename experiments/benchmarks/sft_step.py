@@ -162,7 +162,8 @@ class Part:
                 **{name: partial(run, name) for name in WAYS},
                 UNUSED: partial(read_candidates, self.backbone, self.batch, self.peer_chunk),
             }
-            return in_turn(calls, self.backbone.device, rounds=rounds, warmups=1), losses
+            warmups = int(self.backbone.device.type == "cuda")  # nothing compiles on a CPU, where a round is a minute
+            return in_turn(calls, self.backbone.device, rounds=rounds, warmups=warmups), losses
 
     def growth_gib(self, way: str) -> float:
         """Memory that this process grows by in one step."""

@@ -16,9 +16,8 @@ from twn_lightning.evaluation.gate_outcomes import GateOutcomes
 from twn_lightning.gate import RoutingGate, gate_labels
 from twn_lightning.objectives import gate_binary_cross_entropy
 from twn_lightning.settings import GateSettings, GateStageSettings
-from twn_lightning.stages.labelled_split import LabelledSplit
+from twn_lightning.stages.labelled_split import LabelledSplit, ShuffledRows
 from twn_lightning.stages.optim import Group, build_optimizer
-from twn_lightning.stages.routing_gate_training import ShuffledRows
 
 
 def labelled_split(outcomes: GateOutcomes, features: tuple[Feature, ...]) -> LabelledSplit:
