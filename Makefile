@@ -33,6 +33,9 @@ test: $(READY) ## The CPU tests, without those marked slow (10 minutes)
 test-all: $(READY) ## Every test: slow ones, and GPU ones where there is a GPU
 	$(BIN)/python -m pytest -o addopts="-ra --strict-markers --strict-config" tests $(ARGS)
 
+trust: $(READY) ## Faults, fuzzing, load, and a soak of 30 minutes, CPU; TRUST=full takes all, hours
+	$(BIN)/python -m tests.trust.run $(ARGS)
+
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,6 +76,25 @@ docs: $(READY) ## Build the documentation site in build/site; notebooks run on o
 		$(BIN)/jupyter nbconvert --to html --execute notebooks/*.ipynb --output-dir build/notebooks
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+lock: ## Resolve all dependencies anew into constraints.txt, which CI installs; run .ci/run afterwards
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	env -u PIP_CONSTRAINT build/lock/bin/python -m pip install --quiet "$(TORCH)"
+	env -u PIP_CONSTRAINT build/lock/bin/python -m pip install --quiet -e ".[dev]"
+	echo "# What CI installs (Linux, Python 3.11): PIP_CONSTRAINT=constraints.txt make setup. Written by: make lock" > constraints.txt
+	build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' >> constraints.txt
+
+audit-deps: ## Look the locked versions up among the known vulnerabilities (needs the network)
+	test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit; }
+	build/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
+sbom: $(READY) ## Write build/sbom.json, the installed packages with versions and licences as CycloneDX
+	mkdir -p build
+	sed "s/^dynamic = .*/version = \"$$($(BIN)/python -c 'import twn_lightning; print(twn_lightning.__version__)')\"/" \
+		pyproject.toml > build/pyproject.toml
+	$(BIN)/cyclonedx-py environment .venv --pyproject build/pyproject.toml --mc-type library --output-reproducible \
+		--short-PURLs -o build/sbom.json $(ARGS)
+
 reference: $(READY) ## Write conf/reference.yaml again, after a change of the configuration
 	$(BIN)/twn config --write-reference
 
@@ -80,4 +102,4 @@ clean: ## Remove caches and builds; keeps .venv and outputs
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage htmlcov
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: docs help setup demo nano-suite test test-all lint types imports config train evaluate sweep report bench notebooks reference clean
+.PHONY: docs help setup demo nano-suite test test-all trust lint types imports config train evaluate sweep report bench notebooks lock audit-deps sbom reference clean

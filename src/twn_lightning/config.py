@@ -29,6 +29,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from twn_lightning.benchmark.registry import NANO_SUITE, TASK_FILES, selections
 from twn_lightning.errors import ConfigError, unknown_name
+from twn_lightning.foreign_keys import here_called
+from twn_lightning.redaction import redact_command
 from twn_lightning.settings import Settings
 from twn_lightning.sweep_folder import SweepFolder
 from twn_lightning.sweep_job import StopOnSignal, in_sweep_process, run_job
@@ -176,7 +178,7 @@ def _unknown_key(key: str, known: dict[str, Any]) -> str | None:
         alike = [f"{section}.{s}".lstrip(".") for s in difflib.get_close_matches(part, siblings, n=1)]
         hint = "".join(f": did you mean {near!r}?" for near in (alike or same_name)[:1]) or "."
         where = f"The keys of {section}" if section else "The sections and groups"
-        return f"unknown key {key!r}{hint} {where}: {', '.join(siblings) or 'none'}"
+        return f"unknown key {key!r}{hint} {where}: {', '.join(siblings) or 'none'}{here_called(key)}"
     return None
 
 
@@ -200,6 +202,13 @@ def run_sweep(overrides: Sequence[str]) -> SweepFolder:
         ConfigError: problems in the overrides, or a plugin that is not installed; no job has run.
     """
     problems, usable = _check_overrides(overrides)
+    shown = redact_command(overrides)
+    problems += [
+        f"the override {hidden!r} holds a secret, which the sweep would write into its folder: put it into the "
+        "environment instead"
+        for hidden, override in zip(shown, overrides, strict=True)
+        if hidden != override
+    ]
     if problems:
         raise ConfigError(problems)
     sweep, defaults = _plan_sweep(overrides, usable)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from twn_lightning.redaction import redact_command
+
 CORE_PACKAGES = (
     "twn_lightning", "torch", "lightning", "transformers", "peft", "hydra-core", "omegaconf", "torchmetrics", "wandb",
     "numpy", "pillow", "safetensors", "huggingface-hub", "pyarrow", "matplotlib",
@@ -20,9 +22,9 @@ CORE_PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Everything about this process that a number may depend on, as plain values."""
+    """Everything about this process that a number may depend on, as plain values without secrets."""
     return {
-        "command": sys.argv,
+        "command": redact_command(sys.argv),
         "git": git_state(),
         "versions": {"python": platform.python_version(), **{name: version_of(name) for name in CORE_PACKAGES}},
         "hardware": hardware(),

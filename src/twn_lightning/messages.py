@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+from types import TracebackType
 
 from twn_lightning.errors import TWNError
 from twn_lightning.launch import local_rank
+from twn_lightning.redaction import redact
 from twn_lightning.stopping import Stopped
+
+_BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+"""What the system says where a path itself is at fault."""
+
+
+class _WithoutSecrets(logging.Formatter):
+    """Messages and tracebacks as text, redacted: a library's error may quote an address with a token in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def configure_logging() -> None:
-    """Show this package's messages, once per machine, and of its libraries only what went wrong."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    """Show this package's messages, once per machine, and of its libraries only what went wrong; no secrets."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithoutSecrets("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    sys.excepthook = _print_traceback
     first = local_rank() == 0
     logging.getLogger("twn_lightning").setLevel(logging.INFO if first else logging.ERROR)
     for library in ("pytorch", "fabric"):  # the loggers themselves: Lightning sets their parents' levels on import
@@ -33,8 +50,9 @@ def exit_code(work: Callable[[], int | None]) -> int:
     """Run something and turn how it ends into a message for people and a process's exit code.
 
     Returns:
-        What `work` returns (None is 0); 2 after a `TWNError`, 130 after an interrupt, 143 after SIGTERM, 1 where
-        nobody reads the output any more (`| head`). Other exceptions go through, and with TWN_DEBUG=1 all do.
+        What `work` returns (None is 0); 2 after a `TWNError` or a path that cannot be used, 130 after an interrupt, 143
+        after SIGTERM, 1 where nobody reads the output any more (`| head`). Other exceptions go through, and with
+        TWN_DEBUG=1 all do.
     """
     try:
         code = work() or 0
@@ -47,7 +65,12 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except TWNError as error:
         if os.environ.get("TWN_DEBUG"):
             raise
-        print(f"twn: {error}", file=sys.stderr)
+        print(f"twn: {redact(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if os.environ.get("TWN_DEBUG") or error.errno not in _BAD_PATH:
+            raise
+        print(f"twn: {redact(f'{error.filename!s:.300}: {error.strerror}')}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"twn: stopped by {stopped.signal.name}", file=sys.stderr)
@@ -55,3 +78,8 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("twn: interrupted", file=sys.stderr)
         return 130
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What the interpreter prints of an exception that nobody caught, redacted: a sweep keeps it in a job's log."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")

@@ -48,7 +48,7 @@ _RANGES: dict[str, str] = {
     "adapters.dropout": _FRACTION,
     "adapters.num_queries": _AT_LEAST_1,
     **dict.fromkeys(["gate.hidden", "gate.num_negatives"], _AT_LEAST_1),
-    **dict.fromkeys(["gate.label_temperature", "gate.soft_scale"], _POSITIVE),
+    **dict.fromkeys(["gate.label_temperature", "gate.soft_scale", "adapters.query_std"], _POSITIVE),
     **dict.fromkeys(["gate.threshold", "gate.delta"], "above 0 and below 1"),
     "gate.price": _AT_LEAST_0,
     "gate.quality_tolerance": _FRACTION,
@@ -68,7 +68,7 @@ _RANGES: dict[str, str] = {
 _STAGE_RANGES: dict[type, dict[str, str]] = {
     SFTSettings: {
         **dict.fromkeys(["batch_size", "embedding_batch_size", "stored_pairs"], "at least 2"),
-        **dict.fromkeys(["chunk_size", "max_steps", "embedding_steps", "stored_pairs"], _AT_LEAST_1),
+        **dict.fromkeys(["chunk_size", "max_steps", "embedding_steps"], _AT_LEAST_1),
         **dict.fromkeys(["learning_rate", "embedding_learning_rate", "query_learning_rate"], _POSITIVE),
         **dict.fromkeys(["temperature", "clip_norm", "margin_mask"], _POSITIVE),
         **dict.fromkeys(["weight_decay", "cot_weight", "conflict_every_steps"], _AT_LEAST_0),
@@ -95,7 +95,7 @@ _STAGE_RANGES: dict[type, dict[str, str]] = {
 
 def problems(settings: Settings) -> list[Problem]:
     """Everything wrong with the settings, wherever they would run."""
-    found = list(_out_of_range(settings))
+    found = list(out_of_range(settings))
     found += [Problem(keys, message) for keys, message in source_rules.contradictions(settings.data)]
     found += [Problem(keys, message) for keys, message in task_rules.contradictions(settings.task)]
     for rules in (rollout_rules, stage_rules):
@@ -107,7 +107,8 @@ def problems(settings: Settings) -> list[Problem]:
     return found
 
 
-def _out_of_range(settings: Settings) -> Iterator[Problem]:
+def out_of_range(settings: Settings) -> Iterator[Problem]:
+    """Numbers that are too small or too large, each on its own."""
     ranges = {**_RANGES, **{f"stage.{k}": v for k, v in _STAGE_RANGES[type(settings.stage)].items()}}
     for key, allowed in ranges.items():
         value = attrgetter(key)(settings)
@@ -116,7 +117,7 @@ def _out_of_range(settings: Settings) -> Iterator[Problem]:
 
 
 def _general(settings: Settings) -> Iterator[Problem]:
-    if not settings.name or "/" in settings.name:
+    if settings.name in ("", ".", "..") or "/" in settings.name or not settings.name.isprintable():
         yield Problem(("name",), f"name must be a folder name without slashes, not {settings.name!r}")
     for router in settings.evaluation.routers:
         if router not in ROUTERS:

@@ -8,12 +8,18 @@ from twn_lightning.settings import Settings, SFTSettings
 
 KeysAndMessage = tuple[tuple[str, ...], str]
 
+SMALL_BACKBONES = ("micro", "nano", "tiny")
+"""Backbones whose whole batch any machine holds, which this layer cannot import; a test compares."""
+MOST_JOINT_ROWS = 64
+"""Most rows of one chunk on a real backbone: with them 2B needs 70 GiB, even with activation checkpointing."""
+
 
 def contradictions(settings: Settings) -> Iterator[KeysAndMessage]:
     """The keys a problem rests on, and what is wrong."""
     yield from _quantization(settings)
     if isinstance(settings.stage, SFTSettings):
         yield from _sub_batches(settings, settings.stage)
+        yield from _joint_chunks(settings, settings.stage)
         yield from _losses(settings, settings.stage)
 
 
@@ -36,6 +42,21 @@ def _sub_batches(settings: Settings, stage: SFTSettings) -> Iterator[KeysAndMess
                 (f"stage.{key}", "data.rows_per_source_global", "trainer.devices", "trainer.num_nodes"),
                 f"data.rows_per_source_global ({rows}) must divide among {world} devices: set it to a multiple of them",
             )
+
+
+def _joint_chunks(settings: Settings, stage: SFTSettings) -> Iterator[KeysAndMessage]:
+    """The joint interface needs pass R's graph until pass E's loss is known: only GradCache's chunks bound both."""
+    model, world = settings.model, max(1, settings.trainer.devices * settings.trainer.num_nodes)
+    rows = stage.batch_size // world
+    is_small = model.path is None and model.name in SMALL_BACKBONES
+    if settings.interface.name == "kv_joint" and not is_small and min(rows, stage.chunk_size) > MOST_JOINT_ROWS:
+        yield (
+            ("interface.name", "stage.chunk_size", "stage.batch_size", "model.name", "model.path"),
+            f"interface=kv_joint keeps the graphs of both passes for a whole chunk, and stage.chunk_size="
+            f"{stage.chunk_size} puts {min(rows, stage.chunk_size)} of a device's {rows} rows into one: set "
+            f"stage.chunk_size to at most {MOST_JOINT_ROWS} (8 on Qwen3-VL), so that GradCache goes over chunks; "
+            "gradients stay the same",
+        )
 
 
 def _losses(settings: Settings, stage: SFTSettings) -> Iterator[KeysAndMessage]:

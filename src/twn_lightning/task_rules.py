@@ -9,6 +9,15 @@ from twn_lightning.settings import TaskSettings
 
 KeysAndMessage = tuple[tuple[str, ...], str]
 
+ENCODER_MODES = {
+    "vlm2vec": ("discriminative",),
+    "qwen3vl_embedding": ("discriminative",),
+    "ume_r1": ("discriminative", "generative"),
+}
+"""What the peers of `twn` can do, which this layer cannot import; a test compares."""
+PROTOCOL_MODES = {"query_mode": "adaptive", "candidate_mode": "discriminative"}
+"""What every protocol asks for where `task` does not; a test compares."""
+
 
 def contradictions(task: TaskSettings) -> Iterator[KeysAndMessage]:
     """The keys a problem rests on, and what is wrong."""
@@ -24,6 +33,7 @@ def contradictions(task: TaskSettings) -> Iterator[KeysAndMessage]:
             f"task.suite={task.suite} names no task: choose with task={task.suite}/all, or "
             f"task.names=[image,{example}]",
         )
+    yield from _modes(task)
     if task.suite == "mmeb_nano":
         for key in ("annotations_root", "media_root"):
             if getattr(task, key) is not None:
@@ -31,6 +41,28 @@ def contradictions(task: TaskSettings) -> Iterator[KeysAndMessage]:
                     ("task.suite", f"task.{key}"),
                     f"task.{key} is for MMEB-V2: MMEB-nano writes its own files, below paths.output_root",
                 )
+
+
+def _modes(task: TaskSettings) -> Iterator[KeysAndMessage]:
+    """An encoder that writes no CoT has no generative embeddings, and one without a gate no adaptive ones."""
+    there = ENCODER_MODES.get(task.encoder)
+    if there is None:
+        return
+    if task.suite == "nano":
+        yield (
+            ("task.suite", "task.encoder"),
+            f"task.suite=nano compares the routers of TWN, and task.encoder={task.encoder} has no gate: choose "
+            "task=mmeb_nano/all or task=mmeb_v2/all, or set task.encoder=twn",
+        )
+        return
+    for key, usual in PROTOCOL_MODES.items():
+        asked = getattr(task, key) or usual
+        if asked not in there:
+            yield (
+                ("task.encoder", f"task.{key}"),
+                f"task.{key}={asked}{'' if getattr(task, key) else ' by the protocol'}, but "
+                f"task.encoder={task.encoder} has only: {', '.join(there)}. Set task.{key}={there[0]}",
+            )
 
 
 def missing(task: TaskSettings) -> Iterator[KeysAndMessage]:

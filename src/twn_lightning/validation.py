@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from twn_lightning import rules
 from twn_lightning.errors import ConfigError, unknown_name
+from twn_lightning.foreign_keys import here_called
+from twn_lightning.redaction import secret_kind
 from twn_lightning.settings import EvaluationSettings, GateStageSettings, RLSettings, Settings, SFTSettings
 
+Section = TypeVar("Section")
 STAGES = {"sft": SFTSettings, "gate": GateStageSettings, "rl": RLSettings}
 
 
@@ -64,9 +68,41 @@ def settings_from_dict(values: Mapping[str, Any], *, on_this_machine: bool = Fal
     if on_this_machine:
         found += rules.machine_problems(settings)
     contradictions = [p.message for p in found if not reader.unreadable.intersection(p.keys)]
-    if reader.problems or contradictions:
-        raise ConfigError([*reader.problems, *contradictions])
+    problems = [*reader.problems, *contradictions, *secret_problems(settings)]
+    if problems:
+        raise ConfigError(problems)
     return settings
+
+
+def section_from_dict(kind: type[Section], values: Any, key: str) -> Section:
+    """One section of the settings, such as a saved encoder's adapters, checked on its own.
+
+    Args:
+        kind: its dataclass.
+        values: by name; what is missing takes its default.
+        key: its name among the settings.
+
+    Raises:
+        ConfigError: unknown keys, values of the wrong type or out of range.
+    """
+    reader = _Reader()
+    section: Section = reader.dataclass(kind, values, key)
+    whole: dict[str, Any] = {key: section}
+    ranges = rules.out_of_range(dataclasses.replace(Settings(), **whole))
+    problems = [*reader.problems, *(p.message for p in ranges if p.keys[0].startswith(f"{key}."))]
+    if problems:
+        raise ConfigError(problems)
+    return section
+
+
+def secret_problems(settings: Settings) -> list[str]:
+    """The keys whose values hold secrets: run folders and loggers keep the whole configuration, for others to read."""
+    return [
+        f"{key} holds {what}, which every run would write into its config.yaml: put it into the environment instead, "
+        "such as HF_TOKEN for the hub or WANDB_API_KEY for wandb"
+        for key, value in flatten(settings_to_dict(settings)).items()
+        if (what := secret_kind(str(value)))
+    ]
 
 
 def settings_to_dict(settings: Settings) -> dict[str, Any]:
@@ -89,7 +125,7 @@ def read_settings(path: Path, overrides: Sequence[str] = (), *, on_this_machine:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file. A run folder holds its own as config.yaml.") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping of sections (stage, model, ...).")
@@ -147,7 +183,8 @@ class _Reader:
                 if value != retired.default:
                     self.note(path, retired.problem(path, value))
             elif name not in known:
-                self.note(path, unknown_name("key", path, [f"{key}.{n}" if key else n for n in known]))
+                there = [f"{key}.{n}" if key else n for n in known]
+                self.note(path, unknown_name("key", path, there) + here_called(path))
             elif path == "stage":
                 built[name] = self.stage(value)
             elif get_origin(hints[name]) is list and dataclasses.is_dataclass(get_args(hints[name])[0]):
@@ -200,13 +237,14 @@ def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
 
 
 def _as_float(value: Any) -> tuple[bool, Any]:
-    """YAML 1.1 reads `1e-4` as text, so numbers as text are numbers here."""
+    """YAML 1.1 reads `1e-4` as text, so numbers as text are numbers here. NaN and infinity are none."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return False, value
     try:
-        return True, float(value)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         return False, value
+    return math.isfinite(number), number
 
 
 def _nearest(hint: Any, value: Any) -> str:

@@ -15,8 +15,8 @@ from twn_lightning import __version__
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
-PROMISED = """help setup demo nano-suite test test-all lint types imports config train evaluate sweep report
-bench notebooks docs reference clean"""
+PROMISED = """help setup demo nano-suite test test-all trust lint types imports config train evaluate sweep report
+bench notebooks docs lock audit-deps sbom reference clean"""
 
 
 def test_every_target_exists_and_explains_itself() -> None:

@@ -302,7 +302,8 @@ def test_a_training_run_answers_with_its_own_adapters(tmp_path: Path) -> None:
 
 def test_a_run_of_another_encoder_is_refused(tmp_path: Path) -> None:
     settings = Settings()
-    settings.task.encoder = "vlm2vec"
+    settings.task.suite, settings.task.names = "mmeb_nano", ["NanoCLS"]
+    settings.task.encoder, settings.task.query_mode = "vlm2vec", "discriminative"
     run = RunFolder(tmp_path / "run").create(settings)
     with pytest.raises(ConfigError, match="evaluated the encoder 'vlm2vec', which has no gate"):
         load_run_model(run.path, "cpu", limit=20, limits=Limits())

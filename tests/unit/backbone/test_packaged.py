@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from twn_lightning.backbone import packaged
 from twn_lightning.backbone.layout import read_config
 from twn_lightning.backbone.loading import adapters_folder, load_backbone, load_processor
-from twn_lightning.backbone.packaged import PACKAGED, default_adapters, packaged_adapters, packaged_backbone
+from twn_lightning.backbone.packaged import (
+    ASSETS,
+    PACKAGED,
+    altered_files,
+    default_adapters,
+    packaged_adapters,
+    packaged_backbone,
+    write_digests,
+)
 from twn_lightning.data.nano import world
 from twn_lightning.data.nano.backbones import SHAPES, new_backbone
 from twn_lightning.doctor import assets
@@ -122,3 +134,44 @@ def test_a_folder_of_a_packaged_name_needs_a_path(tmp_path: Path, monkeypatch: p
     (tmp_path / "nano").mkdir()
     assert adapters_folder("nano") == PACKAGED["nano"] / "adapters"
     assert adapters_folder("./nano").resolve() == tmp_path / "nano"
+
+
+def test_every_packaged_file_has_its_recorded_digest() -> None:
+    recorded = {line.split("  ", 1)[1] for line in packaged.DIGESTS.read_text().splitlines()}
+    files = {path.relative_to(ASSETS).as_posix() for path in ASSETS.rglob("*") if path.is_file()}
+    assert {name for name in files if not name.endswith(".md")} == recorded
+    for folder in PACKAGED.values():
+        assert altered_files(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        ("nano/model.safetensors", lambda: packaged_backbone("nano")),
+        ("nano/tokenizer.json", lambda: load_processor(ModelSettings(name="nano"))),
+        ("nano/adapters/embedding/adapter_model.safetensors", lambda: adapters_folder("nano")),
+    ],
+)
+def test_an_altered_file_is_not_loaded(
+    name: str, load: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ASSETS, tmp_path / "assets")
+    monkeypatch.setattr(packaged, "ASSETS", tmp_path / "assets")
+    monkeypatch.setitem(PACKAGED, "nano", tmp_path / "assets" / "nano")
+    content = bytearray((tmp_path / "assets" / name).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "assets" / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"1 of the packaged files.*: {name}. Install the package again"):
+        load()
+    found = {finding.subject: finding for finding in assets()}
+    assert not found["nano backbone"].good
+    assert name in found["nano backbone"].found
+
+
+def test_digests_are_recorded_as_sha256sum_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packaged, "DIGESTS", tmp_path / "packaged.sha256")
+    write_digests()
+    done = subprocess.run(
+        ["sha256sum", "--check", "--quiet", packaged.DIGESTS], cwd=ASSETS, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
