@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from twn_lightning.errors import StorageError, TWNError
+
 UNFINISHED = ".*.[0-9]*.tmp"
 """Names of files that are being written, as a glob pattern."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -24,19 +30,65 @@ def whole_file(path: Path, scratch: Path | None = None) -> Iterator[Path]:
 
     Yields:
         A name that only this process uses.
+
+    Raises:
+        StorageError: there is no room for the file.
     """
     scratch = path.parent if scratch is None else scratch
-    for folder in (path.parent, scratch):
-        folder.mkdir(parents=True, exist_ok=True)
     temporary = scratch / f".{path.name}.{os.getpid()}.tmp"
+    with writing(path):
+        for folder in (path.parent, scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)  # the rename itself
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a write that finds no room, inside the block, into an error that names the file.
+
+    Raises:
+        StorageError: says which file, why, how much is free there, and what to do.
+    """
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except TWNError:
         raise
-    _sync(path.parent)  # the rename itself
+    except Exception as error:
+        reason = _no_room(error)
+        if reason is None:
+            raise
+        raise StorageError(
+            f"{path} could not be written: {reason} ({_free(path)} free there). Make room or raise the quota; then "
+            "training goes on with `twn train --resume RUN`, and other work when its command runs again"
+        ) from error
+
+
+def _no_room(error: BaseException | None) -> str | None:
+    """Why a write found no room, if that is what an error or one behind it says: libraries raise their own over it."""
+    while error is not None:
+        for code in _NO_ROOM:
+            if getattr(error, "errno", None) == code or f"(os error {code})" in str(error):
+                return os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _free(path: Path) -> str:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file atomically, creating its folder."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def remove_unfinished(folder: Path) -> None:

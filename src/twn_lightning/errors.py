@@ -46,6 +46,14 @@ class NumericalError(TWNError):
     """A loss or a gradient that is not finite."""
 
 
+class StorageError(TWNError):
+    """A file for which there is no room."""
+
+
+class LostProcessError(TWNError):
+    """A process that the run needs is gone: another rank, or one that reads data."""
+
+
 class CheckError(TWNError):
     """Something that would have gone wrong without an error: what a check of `twn doctor --checks` found."""
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from twn_lightning.errors import ConfigError
+from twn_lightning.errors import ConfigError, LostProcessError
 from twn_lightning.settings import TrainerSettings
 
 T = TypeVar("T")
@@ -232,13 +232,34 @@ def average_over_ranks(value: Tensor) -> float:
     return float(sum_over_ranks(value, value.device)) / world_size()
 
 
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Turn what the transport says when another rank is gone into an error for people.
+
+    Raises:
+        LostProcessError: says what to do.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # the class of gloo's errors and the base of NCCL's
+        reason = str(error).strip().partition("\n")[0]
+        if world_size() == 1 or not ("gloo" in reason or isinstance(error, dist.DistError)):
+            raise
+        raise LostProcessError(
+            f"rank {rank()} has lost another of the {world_size()} ranks: {reason} What that rank printed says why; "
+            "out of memory is the usual reason. Start all ranks again: training goes on with `twn train --resume RUN`, "
+            "an evaluation of tasks with the same paths.run_dir"
+        ) from error
+
+
 def leave_processes() -> None:
     """End the process group that a strategy opened, on all ranks together; alone: nothing.
 
     A process that ends with the group still open may be aborted: a background thread finds its peer gone.
     """
     if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+        with naming_lost_ranks():
+            dist.barrier()
         dist.destroy_process_group()
 
 

@@ -19,6 +19,7 @@ from lightning import seed_everything
 from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.callbacks import build_callbacks, log_result, open_loggers
 from twn_lightning.checks import recording
+from twn_lightning.data.datamodule import naming_lost_workers
 from twn_lightning.errors import CheckpointError, ConfigError
 from twn_lightning.launch import adopt_srun, check_processes, local_rank
 from twn_lightning.messages import configure_logging, exit_code
@@ -26,7 +27,7 @@ from twn_lightning.run import RunFolder, is_first_process, recorded, run_folder_
 from twn_lightning.settings import Settings, TrainerSettings
 from twn_lightning.stages import build_stage, build_trainer, fit
 from twn_lightning.stopping import Stopped, requeue, was_requeued
-from twn_lightning.strategy import leave_processes
+from twn_lightning.strategy import leave_processes, naming_lost_ranks
 from twn_lightning.validation import read_settings
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,13 @@ def train(settings: Settings, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _train(settings: Settings, run: RunFolder, checkpoint: Path | None) -> dict[str, Any]:
-    with recorded(run), recording(run), open_loggers(settings, run) as loggers:
+    with (
+        recorded(run),
+        recording(run),
+        naming_lost_ranks(),
+        naming_lost_workers(settings.data.num_workers),
+        open_loggers(settings, run) as loggers,
+    ):
         seed_everything(settings.seed, workers=True, verbose=False)
         backbone = load_backbone(settings.model, settings.adapters, settings.interface, device_for(settings.trainer))
         stage = build_stage(settings, backbone, run)

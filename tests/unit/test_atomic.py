@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from twn_lightning.atomic import UNFINISHED, remove_unfinished, whole_file
+from twn_lightning.atomic import UNFINISHED, remove_unfinished, whole_file, writing
+from twn_lightning.errors import DataError, StorageError
 
 KILLED_WRITER = """
 import os, signal, sys
@@ -54,10 +63,61 @@ def test_a_full_disk_leaves_whole_files_only(tmp_path: Path, monkeypatch: pytest
         plain(descriptor)
 
     monkeypatch.setattr("os.fsync", full_at_the_chosen_call)
-    with pytest.raises(OSError, match="No space left"), whole_file(path) as temporary:
+    with (
+        pytest.raises(StorageError, match=r"/file could not be written: No space left .* free there"),
+        whole_file(path) as temporary,
+    ):
         temporary.write_text("new")
     assert path.read_text() == ("old" if failing == 1 else "new")  # the second call syncs the folder
     assert list(tmp_path.iterdir()) == [path]
+
+
+def write_with_torch(path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(torch.zeros(100_000), file)
+
+
+def write_with_safetensors(path: Path) -> None:
+    save_file({"zeros": torch.zeros(100_000)}, path)
+
+
+def write_with_parquet(path: Path) -> None:
+    pq.write_table(pa.table({"numbers": np.arange(100_000)}), path)
+
+
+def write_with_python(path: Path) -> None:
+    path.write_text("0" * 100_000)
+
+
+@contextmanager
+def small_files_only(size: int) -> Iterator[None]:
+    """Lets the system refuse to make any file longer than `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("write", [write_with_torch, write_with_safetensors, write_with_parquet, write_with_python])
+def test_whichever_library_finds_no_room_the_error_names_the_file(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    too_large = pytest.raises(StorageError, match="/file could not be written: File too large")
+    with small_files_only(20_000), too_large, whole_file(path) as temporary:
+        write(temporary)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [DataError("a row"), PermissionError(errno.EACCES, "denied"), RuntimeError("other")])
+def test_other_errors_go_through_as_they_are(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as found, writing(tmp_path / "file"):
+        raise error
+    assert found.value is error
 
 
 def test_a_writer_killed_before_the_rename_leaves_the_old_file(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from twn_lightning.atomic import write_text
 from twn_lightning.errors import ConfigError
-from twn_lightning.run import RunFolder, write_text
+from twn_lightning.run import RunFolder
 from twn_lightning.settings import Settings
 from twn_lightning.stages.base import TWNStage
 from twn_lightning.stages.routing_gate_training import RoutingGateTraining

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
+from typing import Any
 
 from twn_lightning import checks
-from twn_lightning.data.corpus import columns_of
+from twn_lightning.data.corpus import PairColumns, columns_of
 from twn_lightning.data.datamodule import TWNDataModule
+from twn_lightning.data.sampler import SameSourceSampler
 from twn_lightning.data.sources import Split
 from twn_lightning.errors import DataError
+from twn_lightning.stages.base import TWNStage
+from twn_lightning.stages.labelled_split import ShuffledRows
+from twn_lightning.stages.routing_gate_training import RoutingGateTraining
 from twn_lightning.types import ContrastiveBatch, Pair
 
 HELD_OUT: tuple[Split, ...] = ("val", "test")
@@ -27,15 +32,20 @@ class BatchRows:
     """What every batch must hold: the rows that the sampler gives for its number.
 
     Args:
-        data: of the run.
+        stage: of the run, which trains on pairs or, as the gate does, on numbered rows.
     """
 
-    def __init__(self, data: TWNDataModule) -> None:
-        self._sampler = data.train_dataloader().sampler
-        self._columns = columns_of(trained_pairs(data))
+    def __init__(self, stage: TWNStage) -> None:
+        self._sampler: SameSourceSampler | ShuffledRows
+        self._columns: PairColumns | None = None
+        if isinstance(stage, RoutingGateTraining):
+            self._sampler = stage.rows
+        else:
+            self._sampler = stage.data.train_dataloader().sampler
+            self._columns = columns_of(trained_pairs(stage.data))
 
-    def check(self, batch: ContrastiveBatch, number: int) -> None:
-        """Compare a batch's sources and targets with those of its rows.
+    def check(self, batch: ContrastiveBatch | list[int], number: int) -> None:
+        """Compare a batch's rows, or their sources and targets, with what it should hold.
 
         Args:
             batch: of this rank.
@@ -44,7 +54,9 @@ class BatchRows:
         Raises:
             CheckError: other rows; says whose they are where that can be told.
         """
-        found = [(pair.source, pair.target_hash) for pair in batch.pairs]
+        if isinstance(batch, list) != (self._columns is None):  # the second of two phases, on stored rows
+            return
+        found = batch if isinstance(batch, list) else [(pair.source, pair.target_hash) for pair in batch.pairs]
         if found == self._expected(number):
             return
         nearby = [other for other in range(max(0, number - 8), number + 9) if other < len(self._sampler)]
@@ -56,9 +68,9 @@ class BatchRows:
             "checkpoint; with data.num_workers=0 the rows are read in this process",
         )
 
-    def _expected(self, number: int) -> list[tuple[str, str]]:
-        rows = self._sampler.rank_rows(number)
-        return [(self._columns.sources[row], self._columns.target_hashes[row]) for row in rows]
+    def _expected(self, number: int) -> list[Any]:
+        rows, columns = self._sampler.rank_rows(number), self._columns
+        return rows if columns is None else [(columns.sources[row], columns.target_hashes[row]) for row in rows]
 
 
 def check_duplicates(data: TWNDataModule) -> None:

@@ -20,7 +20,6 @@ from twn_lightning.callbacks.row_checks import BatchRows, check_duplicates
 from twn_lightning.stages.base import TWNStage
 from twn_lightning.stages.cot_language import LETTERS, PERPLEXITY, REPETITIVE
 from twn_lightning.strategy import gather_objects, world_size
-from twn_lightning.types import ContrastiveBatch
 
 GRADIENT_PATIENCE = 20
 """Updates within which every trained tensor must have received a gradient: LoRA's first factor gets none at first."""
@@ -45,15 +44,13 @@ class RunChecks(Callback):
         self.gradients = GradientWatch({id(p): name for name, p in pl_module.named_parameters()})
         self.losses = LossWatch()
         self.rows = self.done = None
-        if pl_module.stage_name == "gate":  # trains on cached features, not on pairs
-            return
-        if checks.is_on("duplicates"):
+        if checks.is_on("duplicates") and pl_module.stage_name != "gate":  # which trains on no pairs
             check_duplicates(pl_module.data)
         if checks.is_on("batch_rows"):
-            self.rows = BatchRows(pl_module.data)
+            self.rows = BatchRows(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.rows is not None and isinstance(batch, ContrastiveBatch):
+        if self.rows is not None:
             self.rows.check(batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from twn_lightning.atomic import write_text
 from twn_lightning.errors import ConfigError
-from twn_lightning.run import RunFolder, write_text
+from twn_lightning.run import RunFolder
 from twn_lightning.settings import Settings
 from twn_lightning.validation import settings_to_dict
 

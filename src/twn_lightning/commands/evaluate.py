@@ -70,7 +70,7 @@ def run_evaluation(
     columns = [*Progress.get_default_columns()[:-1], TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn()]
     with (
         run.lock(),
-        recorded(run.require_new().create(settings, overrides)),
+        recorded(_evaluation_run(settings, overrides, run), f"the same command with paths.run_dir={run.path}"),
         recording(run),
         Progress(*columns) as progress,
     ):
@@ -103,7 +103,7 @@ def run_tasks(settings: Settings, overrides: Sequence[str] = (), *, run: RunFold
     try:
         with (
             run.lock(),
-            recorded(_suite_run(settings, overrides, run), again),
+            recorded(_evaluation_run(settings, overrides, run), again),
             recording(run),
             joined_processes(),
             SuiteBars() as bars,
@@ -122,12 +122,15 @@ def run_tasks(settings: Settings, overrides: Sequence[str] = (), *, run: RunFold
         print(f"summary: {run.path / 'summary.json'}\nreport:  twn report {run.path}")
 
 
-def _suite_run(settings: Settings, overrides: Sequence[str], run: RunFolder) -> RunFolder:
-    """The run folder, new or of the same suite."""
-    suite = settings.task.suite
-    continued = run.read_status().get("suite") == suite
+def _evaluation_run(settings: Settings, overrides: Sequence[str], run: RunFolder) -> RunFolder:
+    """The run folder: new, or of the same suite. Under the routers of `nano`, only one whose evaluation has not ended.
+
+    Raises:
+        ConfigError: the folder holds another run.
+    """
+    suite, earlier = settings.task.suite, run.read_status()
+    continued = earlier.get("suite") == suite and (suite != "nano" or earlier["status"] != "COMPLETED")
     if not continued:
         run.require_new()
-    run.create(settings, overrides, resumed_from=str(run.path) if continued else None)
-    run.status("RUNNING", suite=suite)
-    return run
+    run.status("RUNNING", suite=suite)  # first, so that a run which ends at once goes on, too
+    return run.create(settings, overrides, resumed_from=str(run.path) if continued else None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -14,7 +16,7 @@ from twn_lightning.data.collate import ContrastiveCollator
 from twn_lightning.data.corpus import columns_of, filter_cots, require_pairs
 from twn_lightning.data.sampler import SameSourceSampler
 from twn_lightning.data.sources import PairSource, Split, get_source
-from twn_lightning.errors import ConfigError
+from twn_lightning.errors import ConfigError, LostProcessError
 from twn_lightning.settings import DataSettings, GateStageSettings, RLSettings, Settings, SFTSettings
 from twn_lightning.types import ContrastiveBatch, Pair
 
@@ -44,6 +46,7 @@ class ResumableLoader:
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=num_workers,
+            multiprocessing_context=worker_context(num_workers),
         )
 
     def __len__(self) -> int:
@@ -60,6 +63,37 @@ class ResumableLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sampler.load_state_dict(state)
+
+
+def worker_context(num_workers: int) -> str | None:
+    """How worker processes start: as Python has it, but never by a fork server, its default from 3.14 on.
+
+    The system tells this process of the death of its own children only, not of a fork server's. Without that signal
+    torch waits forever for the rest of a batch that a killed worker had half sent.
+    """
+    return "fork" if num_workers and multiprocessing.get_start_method() == "forkserver" else None
+
+
+@contextmanager
+def naming_lost_workers(num_workers: int) -> Iterator[None]:
+    """Turn what torch says, at any line of the training process, when a worker has died into an error for people.
+
+    Args:
+        num_workers: how many there are.
+
+    Raises:
+        LostProcessError: says what to do.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise LostProcessError(
+            f"one of the {num_workers} processes that read data is gone: {str(error).strip()} Out of memory is the "
+            "usual reason: lower data.num_workers (0 reads in the training process), then continue with "
+            "`twn train --resume RUN`"
+        ) from error
 
 
 class TWNDataModule(LightningDataModule):
@@ -170,6 +204,7 @@ class TWNDataModule(LightningDataModule):
             batch_sampler=batches,
             collate_fn=self.collator,
             num_workers=self.data.num_workers,
+            multiprocessing_context=worker_context(self.data.num_workers),
         )
 
     @property

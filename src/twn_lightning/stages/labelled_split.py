@@ -1,13 +1,13 @@
-"""The recorded outcomes of a split: what the gate's labels and its calibration are made of."""
+"""The recorded outcomes of a split: what the gate's labels and its calibration are made of, and in which order."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from twn_lightning.evaluation.encoders.digests import tensors_digest
 from twn_lightning.evaluation.outcomes import QueryOutcome
 from twn_lightning.gate import thinking_gain
 from twn_lightning.settings import Settings
+from twn_lightning.strategy import rank, world_size
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,6 +89,44 @@ class LabelledSplit:
                 "them again, or resume with the settings of the run",
             )
         return cls(**load_file(path))
+
+
+class ShuffledRows:
+    """Rows of one rank, a pure function of (seed, step): every pass a new order, a partial last batch left out.
+
+    Args:
+        num_rows: rows there are.
+        batch_size: over all ranks.
+        epochs: passes.
+        seed: of the orders.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, epochs: int, seed: int) -> None:
+        self.num_rows, self.batch_size, self.epochs, self.seed = num_rows, min(batch_size, num_rows), epochs, seed
+        self.steps_per_epoch = num_rows // self.batch_size
+        self.step = 0
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while self.step < len(self):
+            self.step += 1
+            yield self.rank_rows(self.step - 1)
+
+    def rank_rows(self, step: int) -> list[int]:
+        """This rank's rows of a step."""
+        epoch, turn = divmod(step, self.steps_per_epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(self.num_rows, generator=generator)
+        rows: list[int] = order[turn * self.batch_size : (turn + 1) * self.batch_size].tolist()
+        return rows[rank() :: world_size()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
 
 
 def label_origin(backbone: DualLoRABackbone, settings: Settings, split: Split) -> str:

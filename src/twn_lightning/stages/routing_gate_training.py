@@ -8,7 +8,6 @@ computed once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,7 +30,13 @@ from twn_lightning.metrics import gate_scores, quality_token_curve
 from twn_lightning.objectives import gate_binary_cross_entropy
 from twn_lightning.settings import GateStageSettings
 from twn_lightning.stages.base import TWNStage
-from twn_lightning.stages.labelled_split import LabelledSplit, decided_examples, label_origin, save_examples
+from twn_lightning.stages.labelled_split import (
+    LabelledSplit,
+    ShuffledRows,
+    decided_examples,
+    label_origin,
+    save_examples,
+)
 from twn_lightning.stages.optim import Group
 from twn_lightning.strategy import gather_objects, rank, sum_over_ranks, world_size
 from twn_lightning.types import EmbeddingMode
@@ -40,40 +45,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 logger = logging.getLogger(__name__)
-
-
-class ShuffledRows:
-    """Rows of one rank, a pure function of (seed, step): every pass a new order, a partial last batch left out.
-
-    Args:
-        num_rows: rows there are.
-        batch_size: over all ranks.
-        epochs: passes.
-        seed: of the orders.
-    """
-
-    def __init__(self, num_rows: int, batch_size: int, epochs: int, seed: int) -> None:
-        self.num_rows, self.batch_size, self.epochs, self.seed = num_rows, min(batch_size, num_rows), epochs, seed
-        self.steps_per_epoch = num_rows // self.batch_size
-        self.step = 0
-
-    def __len__(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        while self.step < len(self):
-            epoch, turn = divmod(self.step, self.steps_per_epoch)
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = torch.randperm(self.num_rows, generator=generator)
-            rows = order[turn * self.batch_size : (turn + 1) * self.batch_size]
-            self.step += 1
-            yield rows[rank() :: world_size()].tolist()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
 
 
 class RoutingGateTraining(TWNStage):

@@ -21,6 +21,7 @@ from twn_lightning.data.datamodule import ResumableLoader, TWNDataModule
 from twn_lightning.errors import CheckError
 from twn_lightning.settings import GateStageSettings, RLSettings, SFTSettings
 from twn_lightning.stages.cot_language import LETTERS, PERPLEXITY, REPETITIVE, language_values, perplexity_values
+from twn_lightning.stages.labelled_split import ShuffledRows
 
 SFT = SFTSettings(batch_size=4, chunk_size=4, max_steps=4)
 RL = RLSettings(prompts_per_step=2, completions_per_prompt=2, chunk_size=4, max_steps=2, pool_size=4)
@@ -140,6 +141,18 @@ def test_repeated_and_dropped_batches_end_the_run(
     monkeypatch.setattr(ResumableLoader, "__iter__", shuffled)
     with pytest.raises(CheckError, match=origin):
         run_of(SFT, tmp_path).fit()
+
+
+def test_repeated_rows_of_the_gate_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = ShuffledRows.__iter__
+
+    def repeating(self: ShuffledRows) -> Iterator[list[int]]:
+        first, *others = straight(self)
+        yield from (first, first, *others[1:])
+
+    monkeypatch.setattr(ShuffledRows, "__iter__", repeating)
+    with pytest.raises(CheckError, match=r"batch 2 does not hold the 16 rows .* those of batch 1 \(16 rows\)"):
+        run_of(GATE, tmp_path).fit()
 
 
 def test_a_loader_that_ends_early_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

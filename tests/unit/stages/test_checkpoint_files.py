@@ -115,6 +115,18 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(build: Any, tmp_
         assert torch.equal(value, expected[name]), name
 
 
+def test_a_run_goes_on_from_a_checkpoint_of_version_1(build: Any, tmp_path: Path) -> None:
+    settings = SFTSettings(batch_size=4, chunk_size=4, max_steps=4)
+    straight = build(settings, trainer={"val_every_steps": 2}).fit()
+    old = read_checkpoint(straight.run_folder.previous_checkpoint)
+    assert old["global_step"] == 2
+    old["twn"]["version"] = 1
+    torch.save(old, tmp_path / "old.ckpt")
+    resumed = build(settings, trainer={"val_every_steps": 2}).fit(resume=tmp_path / "old.ckpt")
+    for name, value in resumed.last_checkpoint()["state_dict"].items():
+        assert torch.equal(value, straight.last_checkpoint()["state_dict"][name]), name
+
+
 def test_a_checkpoint_of_a_later_release_explains_itself(build: Any, tmp_path: Path) -> None:
     settings = SFTSettings(batch_size=4, chunk_size=4, max_steps=1)
     run = build(settings).fit()

@@ -11,8 +11,7 @@ from twn_lightning.backbone.layout import read_config
 from twn_lightning.errors import CheckError
 from twn_lightning.gate import RoutingGate
 from twn_lightning.settings import GateSettings, GateStageSettings
-from twn_lightning.stages.labelled_split import LabelledSplit
-from twn_lightning.stages.routing_gate_training import ShuffledRows
+from twn_lightning.stages.labelled_split import LabelledSplit, ShuffledRows
 
 STAGE = GateStageSettings(batch_size=16, max_epochs=3, patience=2)
 
