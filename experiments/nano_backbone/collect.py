@@ -17,11 +17,11 @@ from typing import Any
 
 from experiments.studies.figures import COLORS, new_figure, styled
 from experiments.studies.study import markdown_table, save_figure, write_study
+from twn_lightning.atomic import write_text
 from twn_lightning.data.nano.backbones import SHAPES
 from twn_lightning.data.nano.curriculum import CURRICULA
 from twn_lightning.data.nano.pretrain import LOG, SETTINGS
 from twn_lightning.errors import DataError
-from twn_lightning.run import write_text
 
 FOLDER = Path(__file__).parent
 LOSSES = {"caption": "always", "cot": "adaptive", "picture": "oracle"}

@@ -20,9 +20,10 @@ from typing import Any, Literal
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from twn_lightning.atomic import write_text
 from twn_lightning.errors import DataError
+from twn_lightning.json_object import write_json
 from twn_lightning.metrics import Interval
-from twn_lightning.run import write_json, write_text
 
 EXPERIMENTS = Path(__file__).parents[1]
 

@@ -71,7 +71,7 @@ def _log(run: RunFolder) -> Iterator[str]:
     for number, line in enumerate(_lines(run.metrics_log) if run.metrics_log.exists() else (), 1):
         try:
             step = int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             yield f"metrics.jsonl, line {number}: not one JSON object with a step"
             continue
         if step < last:
@@ -146,5 +146,5 @@ def _lines(path: Path) -> list[str]:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from twn_lightning.commands.evaluate import run_evaluation
 from twn_lightning.config import load_settings
+from twn_lightning.json_object import write_json
 from twn_lightning.reporting import print_tables, validate_summary, write_markdown, write_report
-from twn_lightning.run import RunFolder, write_json
+from twn_lightning.run import RunFolder
 from twn_lightning.train import train
 
 STAGES = ("sft", "rl", "gate")
@@ -61,10 +63,10 @@ def run_demo(output: Path, overrides: Sequence[str] = (), console: Console | Non
     validate_summary(summary)
     write_json(output / "summary.json", summary)
     print_tables(summary, console)
-    console.print(f"\nReport   {output / 'report.html'}\nSummary  {output / 'summary.json'}")
+    console.print(f"\nReport   {output / 'report.html'}\nSummary  {output / 'summary.json'}", markup=False)
     return summary
 
 
 def _announce(console: Console, number: int, command: str) -> None:
     console.rule(f"[bold]{number} of 5", align="left")
-    console.print(f"[dim]$[/dim] {command}", highlight=False, soft_wrap=True)
+    console.print(f"[dim]$[/dim] {escape(command)}", highlight=False, soft_wrap=True)

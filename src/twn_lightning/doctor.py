@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from twn_lightning.backbone.loading import choose_attention
-from twn_lightning.backbone.packaged import PACKAGED, adapters_command, pretraining_command
+from twn_lightning.backbone.packaged import PACKAGED, adapters_command, altered_files, pretraining_command
 from twn_lightning.checks import CHECKS
 from twn_lightning.environment import version_of
 from twn_lightning.planning import items_of, memory_parts, model_shape, usual_device
@@ -112,6 +112,8 @@ def assets() -> Iterator[Finding]:
 def _asset(name: str, folder: Path, witness: str, remedy: str) -> Finding:
     if not (folder / witness).is_file():
         return Finding(name, f"missing from {folder}", False, remedy)
+    if altered := altered_files(folder):
+        return Finding(name, f"altered: {', '.join(altered)}", False, "install the package again")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return Finding(name, f"{size / 1e6:.1f} MB")
 

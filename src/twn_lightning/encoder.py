@@ -38,6 +38,8 @@ HUB_FILES = [CONFIG_FILE, GATE_FILE, QUERIES_FILE, "reasoning/*", "embedding/*",
 class TWNEncoder:
     """Texts, images and videos to embeddings; thinks where the gate says so. `from_pretrained` makes one.
 
+    Several threads may share one: calls are answered one at a time. For speed, put many inputs into one call instead.
+
     Args:
         item_encoder: the backbone with its adapters, its gate and the gate's threshold.
         folder: where the adapters are from, for files that name their encoder.
@@ -153,7 +155,7 @@ class TWNEncoder:
         chosen_side = _named(Side, "side", side)
         chosen_mode = self.mode_named(mode, chosen_side)
         if convert_to not in get_args(ArrayKind):
-            raise ConfigError(unknown_name("kind of array", convert_to, get_args(ArrayKind)))
+            raise ConfigError(unknown_name("kind of array", str(convert_to), get_args(ArrayKind)))
         encoder: Encoder = self.item_encoder
         if truncate_dim is not None:
             encoder = TruncatedEncoder(self.item_encoder, truncate_dim, self.matryoshka_dims)

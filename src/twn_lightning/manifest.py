@@ -61,7 +61,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         version, listed = content["schema_version"], content["files"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: an older release wrote this run, or someone removed it") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is torn or altered ({type(error).__name__}: {error})") from error
     if version != SCHEMA_VERSION:
         raise CheckpointError(f"{path} has schema version {version}, this release reads {SCHEMA_VERSION}")

@@ -12,7 +12,7 @@ processes only the first writes.
 from __future__ import annotations
 
 import json
-import math
+import operator
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,15 +24,17 @@ from typing import Any, Literal
 import torch.distributed
 import yaml
 
-from twn_lightning.atomic import whole_file
+from twn_lightning.atomic import write_text, writing
 from twn_lightning.environment import describe_environment
 from twn_lightning.errors import CheckpointError, ConfigError
+from twn_lightning.json_object import plain_values, read_json_object, write_json
 from twn_lightning.launch import process_rank
 from twn_lightning.manifest import write_manifest
+from twn_lightning.redaction import redact, redact_command
 from twn_lightning.run_lock import only_writer
 from twn_lightning.settings import Settings
 from twn_lightning.stopping import on_stop_signals
-from twn_lightning.validation import read_settings, settings_to_dict
+from twn_lightning.validation import read_settings, secret_problems, settings_to_dict
 
 State = Literal["RUNNING", "COMPLETED", "FAILED", "INTERRUPTED"]
 
@@ -105,7 +107,12 @@ class RunFolder:
             settings: the resolved settings; written so that the run can be started again from the file alone.
             overrides: what was typed, one override an entry.
             resumed_from: the checkpoint this run continues.
+
+        Raises:
+            ConfigError: the settings hold a secret.
         """
+        if problems := secret_problems(settings):
+            raise ConfigError(problems)
         os.environ[_RUN_DIR_VARIABLE] = str(self.path)
         if not is_first_process():
             return self
@@ -113,7 +120,7 @@ class RunFolder:
         write_text(self.config, yaml.safe_dump(settings_to_dict(settings), sort_keys=False, allow_unicode=True))
         typed = self.path / "overrides.txt"
         earlier = typed.read_text(encoding="utf-8") if resumed_from and typed.exists() else ""
-        write_text(typed, earlier + "".join(f"{override}\n" for override in overrides))
+        write_text(typed, earlier + "".join(f"{override}\n" for override in redact_command(overrides)))
         write_json(self.path / "env.json", describe_environment())
         self.status("RUNNING", resumed_from=resumed_from, started=_now())
         return self
@@ -143,7 +150,8 @@ class RunFolder:
 
     def status(self, state: State, error: str | None = None, **more: Any) -> None:
         """Write status.json: the state, the error where there is one, and the time; earlier entries are kept."""
-        entries = {**self.read_status(), **more, "status": state, "error": error, "updated": _now()}
+        shown = None if error is None else redact(error)
+        entries = {**self.read_status(), **more, "status": state, "error": shown, "updated": _now()}
         if is_first_process():
             write_json(self.path / "status.json", entries)
 
@@ -151,8 +159,8 @@ class RunFolder:
         """Append one line to metrics.jsonl. Values that are not finite become null: JSON has no NaN."""
         if is_first_process():
             self.path.mkdir(parents=True, exist_ok=True)
-            with self.metrics_log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": int(step), **_plain(values)}) + "\n")
+            with writing(self.metrics_log), self.metrics_log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": int(step), **plain_values(values)}) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop the logged lines after a step, and a half-written last one, before a resumed run logs them again."""
@@ -163,18 +171,30 @@ class RunFolder:
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write the final metrics.json and the manifest, and mark the run completed."""
         if is_first_process():
-            write_json(self.path / "metrics.json", _plain(metrics))
+            write_json(self.path / "metrics.json", metrics)
             write_manifest(self.path)
         self.status("COMPLETED")
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line cut off by a crash is left out."""
+        """The lines of metrics.jsonl; a last line cut off by a crash is left out.
+
+        Raises:
+            CheckpointError: another line is broken.
+        """
         lines = []
-        for text in self.metrics_log.read_text(encoding="utf-8").splitlines() if self.metrics_log.exists() else ():
+        texts = self.metrics_log.read_bytes().splitlines() if self.metrics_log.exists() else []
+        for number, text in enumerate(texts, start=1):
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
+                line = json.loads(text)
+                line["step"] = operator.index(line["step"])
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if number == len(texts) and isinstance(error, ValueError):
+                    break
+                raise CheckpointError(
+                    f"{self.metrics_log}, line {number}: not one JSON object with a step ({error}). The file is "
+                    "damaged: restore it, or delete the line"
+                ) from error
+            lines.append(line)
         return lines
 
     def metrics(self) -> dict[str, Any]:
@@ -257,34 +277,10 @@ def is_first_process() -> bool:
     return process_rank() == 0
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically, creating its folder."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replace a JSON file atomically."""
-    write_text(path, json.dumps(_plain(values), indent=2) + "\n")
-
-
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _plain(value: Any) -> Any:
-    """Tensors and numpy scalars as Python values; what is not finite as None."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Path):
-        return str(value)
-    return value
+    if not path.exists():
+        return {}
+    return read_json_object(path, CheckpointError, "restore it from a copy, or start the run again in another folder")
 
 
 def _now() -> str:

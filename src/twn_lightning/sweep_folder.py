@@ -20,8 +20,10 @@ from typing import Any
 
 import yaml
 
+from twn_lightning.atomic import write_text
 from twn_lightning.errors import DataError
-from twn_lightning.run import RunFolder, State, write_json, write_text
+from twn_lightning.json_object import write_json
+from twn_lightning.run import RunFolder, State
 
 PLAN_FILE = "sweep.yaml"
 _JOB_FILE = "job.json"

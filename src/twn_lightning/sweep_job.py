@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from twn_lightning.run import write_text
+from twn_lightning.atomic import write_text
 from twn_lightning.sweep_folder import SweepFolder, SweepJob
 
 POLL_SECONDS = 0.2

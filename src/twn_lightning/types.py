@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twn_lightning.errors import DataError
+
 PixelArray = np.ndarray
 """uint8 pixels: (height, width, 3) for an image, (frames, height, width, 3) for a video."""
 
@@ -78,6 +80,21 @@ class Item:
     text: str
     media: tuple[Media, ...] = ()
     cot: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no tokenizer and no file takes.
+
+        Raises:
+            DataError: a text that is no valid Unicode.
+        """
+        for name in ("key", "instruction", "text", "cot"):
+            try:
+                (getattr(self, name) or "").encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"item {self.key!r}: its {name} is no valid Unicode (half of a surrogate pair, or a file name that "
+                    f"is not UTF-8, at character {error.start}). Mend the text, or rename the file"
+                ) from error
 
     def content_hash(self) -> str:
         """Digest of normalised text and media content: equal hashes are the same target."""

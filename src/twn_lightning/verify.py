@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         missing = [name for name in ("task", "versions", "repeat") if name not in scores]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a score file ({type(error).__name__}: {error})") from error
     if missing:
         raise CheckpointError(

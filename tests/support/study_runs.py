@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 
 from twn_lightning.evaluation.cot_probe import BORROWING, CONDITIONS
 from twn_lightning.evaluation.probes import write_columns
+from twn_lightning.json_object import write_json
 from twn_lightning.probe import COT_PROBE_FILE
 from twn_lightning.reporting.decisions import COLUMNS
-from twn_lightning.run import RunFolder, write_json
+from twn_lightning.run import RunFolder
 from twn_lightning.settings import AdapterSettings, ModelSettings, Settings
 
 WITHOUT_COT = {"direct": 0.95, "lookalike": 0.9, "steps": 0.15}

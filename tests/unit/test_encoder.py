@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -69,6 +70,11 @@ def test_output_is_what_the_backbone_encodes(
     else:
         assert out.probability is None
         assert out.think.all() == (mode is EmbeddingMode.GENERATIVE)
+
+
+def test_a_copy_embeds_alike(encoder: TWNEncoder, inputs: list[Any]) -> None:
+    found = copy.deepcopy(encoder).encode(inputs[:2])
+    np.testing.assert_array_equal(found.embeddings, encoder.encode(inputs[:2]).embeddings)
 
 
 def test_torch_output_holds_the_same_values(encoder: TWNEncoder, inputs: list[Any]) -> None:

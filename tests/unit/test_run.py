@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 
+from twn_lightning.atomic import write_text
 from twn_lightning.errors import CheckpointError, ConfigError
-from twn_lightning.run import RunFolder, recorded, run_folder_for, write_text
+from twn_lightning.run import RunFolder, recorded, run_folder_for
 from twn_lightning.settings import PathSettings, RLSettings, Settings
 
 

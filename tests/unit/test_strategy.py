@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from twn_lightning.errors import ConfigError
+from twn_lightning.errors import ConfigError, LostProcessError
 from twn_lightning.settings import TrainerSettings
 from twn_lightning.strategy import (
     AdapterDDPStrategy,
@@ -16,6 +17,7 @@ from twn_lightning.strategy import (
     build_strategy,
     gathered,
     interleave,
+    naming_lost_ranks,
     resolve_accelerator,
     sync_gradients,
 )
@@ -74,3 +76,16 @@ def test_gathered_is_without_gradients() -> None:
 def test_interleave_undoes_the_split_over_ranks() -> None:
     items = list(range(7))
     assert interleave([items[rank::3] for rank in range(3)]) == items
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[gloo/pair.cc:5] Connection closed"), dist.DistBackendError("NCCL")])
+def test_what_the_transport_says_of_lost_ranks_becomes_an_error_for_people(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(type(error)), naming_lost_ranks():
+        raise error  # alone, nobody can be lost
+    monkeypatch.setattr("twn_lightning.strategy.world_size", lambda: 4)
+    with pytest.raises(LostProcessError, match="rank 0 has lost another of the 4 ranks"), naming_lost_ranks():
+        raise error
+    with pytest.raises(RuntimeError, match="other"), naming_lost_ranks():
+        raise RuntimeError("other")

@@ -51,6 +51,9 @@ class DualLoRABackbone(TwoPasses):
         interface: what pass E sees, and whether activations are recomputed.
         name: what the backbone is called in saved adapters, such as `nano` or a hub id.
 
+    Raises:
+        ConfigError: Hugging Face's gradient checkpointing is on.
+
     Reference: arXiv 2605.14448; the reading of it in docs/method.md, section 2.
     """
 
@@ -63,12 +66,19 @@ class DualLoRABackbone(TwoPasses):
         name: str = "unnamed",
     ):
         super().__init__()
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            raise ConfigError(
+                "the model has Hugging Face's gradient checkpointing on, which drops the KV cache that the embedder "
+                "reads: call model.gradient_checkpointing_disable(), and set interface.activation_checkpointing=true"
+            )
         self.model = model.requires_grad_(False)
         self.processor = processor
         self.settings = adapters
         self.interface = interface
         self.name = name
         config: Any = model.config
+        tokenizer = processor.tokenizer
+        tokenizer.model_max_length = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
         self.hidden_size: int = config.text_config.hidden_size
         self.merge_size: int = config.vision_config.spatial_merge_size
         self.shape = LanguageModelShape.from_config(config)

@@ -16,10 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twn_lightning.atomic import whole_file
+from twn_lightning.backbone.adapter_files import (
+    PEFT_CONFIG_FILE,
+    read_gate,
+    read_peft_config,
+    read_queries,
+    read_tensors,
+)
 from twn_lightning.backbone.adapters import (
     EMBEDDING,
     REASONING,
@@ -30,21 +37,24 @@ from twn_lightning.backbone.adapters import (
     lora_settings,
 )
 from twn_lightning.backbone.processor import PROMPT_VERSION
-from twn_lightning.errors import AdapterError
+from twn_lightning.errors import AdapterError, ConfigError
+from twn_lightning.json_object import read_json_object
 from twn_lightning.settings import AdapterSettings, InterfaceSettings, LoraSettings
+from twn_lightning.validation import section_from_dict
 
 if TYPE_CHECKING:
     from twn_lightning.backbone.dual_lora import DualLoRABackbone
 
 SCHEMA_VERSION = 1
+_CONFIG_KINDS = {
+    "prompt_version": int,
+    "interface": str,
+    "adapters": dict,
+    "backbone.name": str,
+    "backbone.digest": str,
+}
 CONFIG_FILE, QUERIES_FILE, GATE_FILE = "twn_config.json", "queries.pt", "gate_mlp.pt"
-PEFT_CONFIG_FILE = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
-QUERY_KEYS = ("queries", "query_embeddings", "learnable_queries", "query_tokens", "weight", "embeddings.weight")
-"""Keys under which a queries.pt may hold its (K, D) or (1, K, D) tensor; the first is ours. A bare tensor is fine."""
-GATE_WRAPPERS = ("state_dict", "model_state_dict", "gate")
-"""Keys under which a gate_mlp.pt may hold its state dictionary, if it is not one itself."""
-
 _TEXT_SIZES = (
     "vocab_size",
     "hidden_size",
@@ -134,20 +144,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise AdapterError(
             f"no {CONFIG_FILE} in {folder}: {_listing(Path(folder))}. Point to a run's `adapters` folder"
         )
-    config: dict[str, Any] = json.loads(path.read_text())
-    if config.get("schema_version") != SCHEMA_VERSION:
-        raise AdapterError(
-            f"{path}: schema version {config.get('schema_version')}, this package reads {SCHEMA_VERSION}. "
-            "Load it with the release that wrote it"
-        )
-    return config
+    remedy = "copy the folder again, or load it with the release that wrote it"
+    return read_json_object(path, AdapterError, remedy, _CONFIG_KINDS, SCHEMA_VERSION)
 
 
 def _released_config(folder: Path) -> dict[str, Any]:
     """Settings of a folder without `twn_config.json`: sizes as in its files, the rest our reading of the paper."""
-    peft = {name: _peft_config(folder, name) for name in (REASONING, EMBEDDING)}
+    peft = {name: read_peft_config(folder, name) for name in (REASONING, EMBEDDING)}
     reasoning, embedding = (LoraSettings(found["r"], found["lora_alpha"]) for found in peft.values())
-    queries_KD = _read_queries(folder / QUERIES_FILE)
+    queries_KD = read_queries(folder / QUERIES_FILE)
     settings = AdapterSettings(reasoning=reasoning, embedding=embedding, num_queries=len(queries_KD))
     return {
         "interface": InterfaceSettings().name,
@@ -157,11 +162,17 @@ def _released_config(folder: Path) -> dict[str, Any]:
 
 
 def settings_of(folder: str | Path) -> tuple[AdapterSettings, InterfaceSettings]:
-    """The settings a saved adapter folder was trained with, to load a backbone that fits it."""
+    """The settings a saved adapter folder was trained with, to load a backbone that fits it.
+
+    Raises:
+        AdapterError: the folder is none, or its settings are not ones that this package knows.
+    """
     config = read_config(folder)
-    values: dict[str, Any] = dict(config["adapters"])
-    values |= {name: LoraSettings(**values[name]) for name in (REASONING, EMBEDDING)}
-    return AdapterSettings(**values), InterfaceSettings(name=config["interface"])
+    try:
+        interface = section_from_dict(InterfaceSettings, {"name": config["interface"]}, "interface")
+        return section_from_dict(AdapterSettings, config["adapters"], "adapters"), interface
+    except ConfigError as error:
+        raise AdapterError(f"{Path(folder) / CONFIG_FILE} does not fit this package: {error}") from error
 
 
 def load(backbone: DualLoRABackbone, folder: str | Path) -> dict[str, Any] | None:
@@ -182,20 +193,20 @@ def load(backbone: DualLoRABackbone, folder: str | Path) -> dict[str, Any] | Non
         warnings.warn(f"{folder} has no {CONFIG_FILE}: only names and shapes can be checked", stacklevel=3)
     pending: list[tuple[nn.Parameter, Tensor]] = []
     for name in names:
-        found = load_file(folder / name / "adapter_model.safetensors")
+        found = read_tensors(folder / name / "adapter_model.safetensors")
         own = {_peft_key(k): p for k, p in backbone.adapters.named_parameters(name).items()}
         check_tensors(f"{folder / name}", found, {k: p.shape for k, p in own.items()})
         _check_scaling(backbone, folder, name)
         pending += [(own[k], found[k]) for k in own if k in found]
         check_update(f"{folder / name}", found)
-    queries_KD = _read_queries(folder / QUERIES_FILE)
+    queries_KD = read_queries(folder / QUERIES_FILE)
     if queries_KD.shape != backbone.queries.shape:
         raise AdapterError(
             f"{folder / QUERIES_FILE}: queries are {tuple(queries_KD.shape)}, expected (K, D) = "
             f"{tuple(backbone.queries.shape)}: set num_queries"
         )
     pending.append((backbone.queries, queries_KD))
-    gate = _read_gate(folder / GATE_FILE) if (folder / GATE_FILE).is_file() else None
+    gate = read_gate(folder / GATE_FILE) if (folder / GATE_FILE).is_file() else None
     for parameter, value in pending:
         assign(parameter, value)
     return gate
@@ -238,7 +249,7 @@ def _check_config(backbone: DualLoRABackbone, folder: Path) -> None:
 
 def _check_scaling(backbone: DualLoRABackbone, folder: Path, name: str) -> None:
     """Alpha is not in the tensors: another one loads without complaint and scales every update."""
-    theirs, own = _peft_config(folder, name), backbone.adapters.config(name)
+    theirs, own = read_peft_config(folder, name), backbone.adapters.config(name)
     for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
         if theirs.get(key, False) != getattr(own, key):
             raise AdapterError(
@@ -246,61 +257,9 @@ def _check_scaling(backbone: DualLoRABackbone, folder: Path, name: str) -> None:
             )
 
 
-def _peft_config(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name / PEFT_CONFIG_FILE
-    if not path.is_file():
-        raise AdapterError(f"{path} is missing: without it the adapter's rank and scaling are not known")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
 def _save_pt(content: dict[str, Any], path: Path) -> None:
     with whole_file(path) as temporary, temporary.open("wb") as file:  # torch would store the name of a path
         torch.save(content, file)
-
-
-def _load_pt(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise AdapterError(f"{path} cannot be read as plain tensors ({type(error).__name__}: {error})") from error
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)}"
-    if isinstance(value, dict):
-        inside = ", ".join(
-            f"{k}: {tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for k, v in value.items()
-        )
-        return f"a dictionary {{{inside}}}"
-    return f"a {type(value).__name__}"
-
-
-def _read_queries(path: Path) -> Tensor:
-    """Learnable queries (K, D)."""
-    content = _load_pt(path)
-    tensor = next((content[k] for k in QUERY_KEYS if k in content), None) if isinstance(content, dict) else content
-    if isinstance(tensor, Tensor) and tensor.ndim == 3 and tensor.shape[0] == 1:
-        tensor = tensor[0]
-    if not isinstance(tensor, Tensor) or tensor.ndim != 2:
-        raise AdapterError(
-            f"{path} has an unknown layout: found {_describe(content)}; known keys: {', '.join(QUERY_KEYS)}, each of "
-            "shape (K, D)"
-        )
-    return tensor
-
-
-def _read_gate(path: Path) -> dict[str, Any]:
-    content = _load_pt(path)
-    for key in GATE_WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise AdapterError(
-            f"{path} has an unknown layout: found {_describe(content)}; expected a dictionary of tensors"
-        )
-    return content
 
 
 def _listing(folder: Path) -> str:

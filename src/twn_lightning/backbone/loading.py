@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from twn_lightning.backbone.tiny import build_tiny
 from twn_lightning.backbone.vision import pack_vision_attention, project_patches_linearly
 from twn_lightning.errors import AdapterError, ConfigError, unknown_name
 from twn_lightning.settings import AdapterSettings, InterfaceSettings, ModelSettings
+from twn_lightning.validation import section_from_dict
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +99,11 @@ def model_of(adapters: str | Path) -> ModelSettings:
     if not name:
         raise AdapterError(f"{adapters} does not say which backbone its adapters are for: name it")
     name = {hub_id: known for known, hub_id in HUB_IDS.items()}.get(name, name)
-    return ModelSettings(name=name, **config.get("model", {"dtype": "bfloat16"} if name in HUB_IDS else {}))
+    values = config.get("model", {"dtype": "bfloat16"} if name in HUB_IDS else {})
+    try:
+        return replace(section_from_dict(ModelSettings, values, "model"), name=name)
+    except ConfigError as error:
+        raise AdapterError(f"{adapters} says of its backbone what does not fit this package: {error}") from error
 
 
 def choose_attention(wanted: str, device: torch.device) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ MAX_IMAGE_PIXELS = 89_478_485
 ARRAY_FRAMES_PER_SECOND = 2.0
 """Frames without a video file have no clock: they are taken as sampled at two a second, as Qwen's own tools do."""
 
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Pictures and nothing else: for PostScript, Pillow would start a program."""
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, zlib.error)
 
 
@@ -59,7 +62,7 @@ def load_image(media: Media, key: str) -> np.ndarray:
 def _decode_image(source: Path | io.BytesIO, name: str, key: str) -> np.ndarray:
     """Decode a file or its bytes; `name` is what messages call it."""
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=_formats()) as image:
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise DataError(_too_large(key, name, f"{width} x {height}"))
@@ -69,11 +72,14 @@ def _decode_image(source: Path | io.BytesIO, name: str, key: str) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise DataError(_too_large(key, name, str(error))) from error
     except _BROKEN_IMAGE as error:
-        why = type(error).__name__ if isinstance(error, UnidentifiedImageError) else error  # its text is an address
-        raise DataError(
-            f"item '{key}': image {name} cannot be decoded ({why}). It is truncated, corrupt or not an image: "
-            "fetch it again or drop the row"
-        ) from error
+        raise DataError(_undecodable(key, name, error)) from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that the installed Pillow reads."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def image_pixels(image: Image.Image, key: str, name: str = "(a Pillow image)") -> np.ndarray:
@@ -85,9 +91,20 @@ def image_pixels(image: Image.Image, key: str, name: str = "(a Pillow image)") -
         name: what messages call the image.
 
     Raises:
-        DataError: floating-point pixels.
+        DataError: floating-point pixels, or an image that is closed, cut short or of a mode that has no colours.
     """
-    return np.asarray(_to_rgb(ImageOps.exif_transpose(image), key, name))
+    try:
+        return np.asarray(_to_rgb(ImageOps.exif_transpose(image), key, name))
+    except _BROKEN_IMAGE as error:
+        raise DataError(_undecodable(key, name, error)) from error
+
+
+def _undecodable(key: str, name: str, error: BaseException) -> str:
+    why = type(error).__name__ if isinstance(error, UnidentifiedImageError) else error  # its text is an address
+    return (
+        f"item '{key}': image {name} cannot be decoded ({why}). It is truncated, corrupt or not an image: fetch it "
+        "again or drop the row"
+    )
 
 
 def _too_large(key: str, name: str, found: str) -> str:
@@ -182,11 +199,14 @@ def _decode_video(path: Path, key: str, max_frames: int) -> Clip:
                 frames, _ = read_frames(av, path, indices)
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise DataError(
-            f"item '{key}': video {path} cannot be decoded ({error}). It is truncated, corrupt or has no video stream: "
-            "fetch it again or drop the row"
+            f"item '{key}': video {path} cannot be decoded ({error}). It is truncated, corrupt, too large or has no "
+            "video stream: fetch it again or drop the row"
         ) from error
     if not frames:
         raise DataError(f"item '{key}': video {path} has no decodable frame; drop the row")
+    if len(sizes := {(frame.shape[1], frame.shape[0]) for frame in frames}) > 1:
+        found = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
+        raise DataError(f"item '{key}': the frames of video {path} change their size ({found}); convert it to one size")
     return Clip(np.stack(frames), indices, packets.frames_per_second)
 
 

@@ -30,6 +30,8 @@ START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
 RESERVED = (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END, START_OF_TURN, END_OF_TURN, "<|endoftext|>")
 ANSWER_CLOSE = "</answer>"
 DEFAULT_MAX_FRAMES = 8
+_LONGEST_KEPT = 20_000
+"""Characters of a text whose tokens are remembered."""
 
 
 class PromptProcessor:
@@ -100,11 +102,15 @@ class PromptProcessor:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        """Token ids; those of long texts, which seldom come again, are not kept."""
+        return self._tokenise(text) if len(text) <= _LONGEST_KEPT else self._encode(text)
+
     def __call__(self, items: Sequence[Item]) -> PromptBatch:
         """Render, tokenise and left-pad items; flatten their media in row order.
 
         Raises:
-            DataError: no items, or an item whose media cannot be read.
+            DataError: no items, an item whose media cannot be read, or a prompt longer than the backbone reads.
         """
         if not items:
             raise DataError("no items to encode: the batch is empty")
@@ -124,8 +130,14 @@ class PromptProcessor:
         rows = []
         for item in items:
             row: list[int] = []
-            for token in self._tokenise(self.render(item)):
+            for token in self._tokens(self.render(item)):
                 row.extend(next(expansions[token]) if token in expansions else (token,))
+            if len(row) > self.tokenizer.model_max_length:
+                raise DataError(
+                    f"item '{item.key}': its prompt has {len(row):,} tokens, the backbone takes at most "
+                    f"{self.tokenizer.model_max_length:,}. Shorten its text, or lower model.max_pixels or "
+                    "model.max_frames"
+                )
             rows.append(row)
         input_ids, mask = self._pad(rows, left=True)
         token_types = (input_ids == self.image_id).long() + 2 * (input_ids == self.video_id).long()
@@ -178,7 +190,7 @@ class PromptProcessor:
 
     def count_tokens(self, text: str) -> int:
         """Length of a text in tokens, without special tokens around it."""
-        return len(self._tokenise(text))
+        return len(self._tokens(text))
 
     def encode_cots(self, texts: Sequence[str | None]) -> CotBatch:
         """Teacher CoTs as right-padded ids.
@@ -195,7 +207,7 @@ class PromptProcessor:
         for text in texts:
             if text is not None and not text.endswith(ANSWER_CLOSE):
                 raise DataError(f"a CoT must end in {ANSWER_CLOSE}, this one ends in {text[-40:]!r}")
-        ids, mask = self._pad([self._tokenise(text) if text else () for text in texts], left=False)
+        ids, mask = self._pad([self._tokens(text) if text else () for text in texts], left=False)
         return CotBatch(ids, mask, torch.tensor([text is not None for text in texts]))
 
     def decode_cots(self, cots: CotBatch) -> list[str]:

@@ -6,7 +6,8 @@ that frame. Where packets and frames do not match one to one, everything is deco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ import numpy as np
 
 FALLBACK_FRAMES_PER_SECOND = 24.0
 """For a video file that does not state its frame rate, as in Hugging Face's processor."""
+MAX_FRAME_PIXELS = 7680 * 4320
+"""Of one frame; larger ones are refused before they are decoded: a gigapixel takes some tens of kilobytes in a file."""
+_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,h264,hevc"
+"""FFmpeg's names of the formats that are read. Playlists are not among them: they name other files and addresses."""
 _WORTH_SKIPPING = 0.2
 """Share of the packets: skipping fewer does not pay for emptying the decoder in between."""
 
@@ -30,12 +35,37 @@ class Packets:
     """Places of the packets that are decoded without earlier ones."""
 
 
+@contextmanager
+def open_video(av: Any, path: Path) -> Iterator[tuple[Any, Any]]:
+    """A video file and its first video stream.
+
+    Args:
+        av: PyAV.
+        path: the file.
+
+    Raises:
+        av.error.FFmpegError: not a video file.
+        IndexError: no video stream.
+        ValueError: a codec that is not known, or frames above `MAX_FRAME_PIXELS`.
+    """
+    # Without `file:` a name such as `concat:a.mp4` would be an address.
+    with av.open(f"file:{path}", options={"format_whitelist": _CONTAINERS}) as container:
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError("no decoder for its video stream")
+        if stream.width * stream.height > MAX_FRAME_PIXELS:
+            raise ValueError(
+                f"its frames are {stream.width} x {stream.height}, above the limit of {MAX_FRAME_PIXELS:,} pixels"
+            )
+        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # where frames outgrow their header
+        yield container, stream
+
+
 def scan_packets(av: Any, path: Path) -> Packets:
     """Read all packets and decode none."""
     times: list[int | None] = []
     keyframes = []
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+    with open_video(av, path) as (container, stream):
         rate = float(stream.average_rate or FALLBACK_FRAMES_PER_SECOND)
         for packet in container.demux(stream):
             if packet.size:
@@ -57,8 +87,7 @@ def read_frames(av: Any, path: Path, indices: Sequence[int]) -> tuple[list[np.nd
         The frames, uint8 (height, width, 3), and how many the file holds.
     """
     wanted, frames, decoded = set(indices), [], 0
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+    with open_video(av, path) as (container, stream):
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             if decoded in wanted:
@@ -88,8 +117,7 @@ def read_stretches(av: Any, path: Path, packets: Packets, indices: Sequence[int]
     shown = sorted(times)
     frames: dict[int, np.ndarray] = {}
     wanted = [shown[i] for i in indices]
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+    with open_video(av, path) as (container, stream):
         stream.thread_type = "AUTO"
         decoder = stream.codec_context
         for place, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
@@ -104,7 +132,7 @@ def read_stretches(av: Any, path: Path, packets: Packets, indices: Sequence[int]
             frames |= {frame.pts: frame.to_ndarray(format="rgb24") for frame in found if frame.pts in wanted}
             if not stretches:
                 break
-    return None if missing else [frames[time] for time in wanted]
+    return None if missing or not frames.keys() >= set(wanted) else [frames[time] for time in wanted]
 
 
 def find_stretches(packets: Packets, indices: Sequence[int]) -> list[range]:

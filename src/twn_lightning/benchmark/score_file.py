@@ -116,7 +116,7 @@ def _parse(file: Path) -> dict[str, Any]:
         document = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise DataError(f"{file} holds a {type(document).__name__}, not the object of a score file")
@@ -139,6 +139,9 @@ def _metadata(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entries(file: Path, document: Mapping[str, Any], warnings: list[str]) -> Iterator[_Listed]:
     if "task" in document and "modality" in document:  # scores.json of one task
+        for name in ("task", "modality"):
+            if not isinstance(document[name], str):
+                raise DataError(f"{file}: '{name}' must be a text, it is {document[name]!r:.60}")
         yield _Listed(document["modality"], document["task"], document, file)
         return
     metrics = document.get("metrics")

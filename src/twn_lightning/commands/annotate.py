@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from twn_lightning.backbone.teacher import HuggingFaceTeacher, TeacherSettings
 from twn_lightning.commands import parser
@@ -89,6 +90,6 @@ def _report(record: dict[str, Any], output: Path) -> None:
     for name, count in record["counts"].items():
         table.add_row(name, str(count))
     for reason, count in sorted(record["dropped"].items(), key=lambda entry: (-entry[1], entry[0])):
-        table.add_row(f"dropped: {reason}", str(count))
+        table.add_row(Text(f"dropped: {reason}"), str(count))
     Console().print(table)
     print(f"results: {output}")

@@ -73,7 +73,7 @@ def _tasks(source: PairSource, split: str, pairs: Sequence[Pair]) -> Table:
         rows = [pair for pair in pairs if pair.source == task]
         steps = Counter(pair.steps for pair in rows if pair.steps is not None)
         table.add_row(
-            task,
+            Text(task),
             str(len(rows)),
             str(len({pair.target_hash for pair in rows})),
             str(len(source.candidates(split, task))),  # type: ignore[arg-type]  # checked by require_split
@@ -133,7 +133,7 @@ def _row(processor: PromptProcessor, pair: Pair) -> Panel:
         text.append(f"{name}: ", "bold")
         text.append(f"{value}\n")
     text.rstrip()
-    return Panel(text, title=f"{pair.source}  {pair.query.key}", title_align="left")
+    return Panel(text, title=Text(f"{pair.source}  {pair.query.key}"), title_align="left")
 
 
 def _describe(medium: Media) -> str:

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from twn_lightning.atomic import writing
 from twn_lightning.errors import CheckpointError, ConfigError
-from twn_lightning.run import write_json
+from twn_lightning.json_object import write_json
 
 SCHEMA_VERSION = 1
 FILES = ("pairs.jsonl", "dropped.jsonl")
@@ -41,7 +42,7 @@ def claim(output: Path, plain: dict[str, Any], total: int, overwrite: bool) -> d
     path = output / "annotate.json"
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
     if overwrite or not path.exists():
-        there = [name for name in FILES if (output / name).exists()]
+        there = [name for name in FILES if (output / name).exists() and (output / name).stat().st_size]
         if there and not overwrite:
             raise ConfigError(f"{output / there[0]} is in the way: name another --output, or pass --overwrite")
         record = {
@@ -100,7 +101,7 @@ def append(
         counts: of the whole run, this chunk included.
     """
     for name, lines in zip(FILES, (kept, dropped), strict=True):
-        with (output / name).open("ab") as file:
+        with writing(output / name), (output / name).open("ab") as file:
             file.writelines((json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines)
             file.flush()
             os.fsync(file.fileno())

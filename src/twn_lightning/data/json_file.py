@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from twn_lightning.data.file_state import check_state, file_state
 from twn_lightning.errors import DataError
 
 _SCAN_BYTES = 1 << 22
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An escaped surrogate; emoji have two that belong together."""
 
 
 class JsonFile:
@@ -78,7 +81,17 @@ class JsonFile:
             raise DataError(f"{self.place(index)}: this is not JSON ({error})") from error
         if not isinstance(row, dict):
             raise DataError(f"{self.place(index)}: a row must be a JSON object, this is {type(row).__name__}")
+        if _HALF_PAIR.search(text) and not _is_unicode(row):
+            raise DataError(f"{self.place(index)}: a text holds half of a surrogate pair, which is no Unicode: mend it")
         return row
+
+
+def _is_unicode(row: dict[str, Any]) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _line_spans(path: Path) -> Iterator[tuple[int, int, int]]:
@@ -102,28 +115,48 @@ def _list_spans(path: Path) -> Iterator[tuple[int, int, int]]:
         raise DataError(
             f"{path}: expected a JSON list of objects, the file begins with {first.decode(errors='replace')!r}"
         )
-    decoder = json.JSONDecoder()
     with path.open(encoding="utf-8", newline="") as stream:
-        text = stream.read(_SCAN_BYTES)
-        row, cursor = 0, text.index("[") + 1
-        position = len(text[:cursor].encode())
-        while True:
-            start = cursor
-            while start < len(text) and text[start] in " \t\r\n,":
-                start += 1
-            if start < len(text) and text[start] == "]":
-                return
-            try:
-                _, end = decoder.raw_decode(text, start)
-            except json.JSONDecodeError as error:
-                # What is wrong long before the end of what was read is broken, not merely cut.
-                cut = len(text) - error.pos <= _SCAN_BYTES or error.msg.startswith("Unterminated string")
-                more = stream.read(max(_SCAN_BYTES, len(text) - cursor)) if cut else ""
-                if not more:
-                    raise DataError(f"{path}, row {row}: the JSON list is broken or cut short ({error})") from error
-                text, cursor = text[cursor:] + more, 0
-                continue
-            position += start - cursor
-            length = len(text[start:end].encode())
-            yield position, position + length, 0
-            position, cursor, row = position + length, end, row + 1
+        yield from _element_spans(stream, path)
+
+
+def _element_spans(stream: TextIO, path: Path) -> Iterator[tuple[int, int, int]]:
+    """See `_list_spans`; of a stream that begins with the list's bracket."""
+    decoder = json.JSONDecoder()
+    text = stream.read(_SCAN_BYTES)
+    row, cursor = 0, text.index("[") + 1
+    position = len(text[:cursor].encode())
+    before = "["  # what precedes the cursor: the list's bracket, an element or a comma
+    while True:
+        start = _skip_blanks(text, cursor)
+        sign = text[start : start + 1]
+        if sign == "]" and before != ",":
+            if text[start + 1 :].strip() or stream.read(_SCAN_BYTES).strip():
+                raise DataError(f"{path}: something follows the JSON list of {row} rows; is it several files in one?")
+            return
+        if sign and before == "element":
+            if sign != ",":
+                raise DataError(f"{path}, row {row}: the JSON list is broken: expected a comma, found {sign!r}")
+            position, cursor, before = position + start + 1 - cursor, start + 1, ","
+            continue
+        try:
+            _, end = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            # What is wrong long before the end of what was read is broken, not merely cut.
+            cut = len(text) - error.pos <= _SCAN_BYTES or error.msg.startswith("Unterminated string")
+            more = stream.read(max(_SCAN_BYTES, len(text) - cursor)) if cut else ""
+            if not more:
+                raise DataError(f"{path}, row {row}: the JSON list is broken or cut short ({error})") from error
+            text, cursor = text[cursor:] + more, 0
+            continue
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, row {row}: this JSON cannot be read ({error})") from error
+        position += start - cursor
+        length = len(text[start:end].encode())
+        yield position, position + length, 0
+        position, cursor, row, before = position + length, end, row + 1, "element"
+
+
+def _skip_blanks(text: str, cursor: int) -> int:
+    while cursor < len(text) and text[cursor] in " \t\r\n":
+        cursor += 1
+    return cursor

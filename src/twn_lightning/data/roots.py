@@ -15,6 +15,8 @@ from twn_lightning.types import Media
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 """What counts as a frame in a folder of frames; other files there are ignored."""
 
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255
+"""Of file systems, the second one in bytes."""
 _NUMBERS = re.compile(r"(\d+)", re.ASCII)
 
 
@@ -46,11 +48,14 @@ class MediaRoot:
             where: task or source, file and row, for messages.
 
         Raises:
-            DataError: an empty or absolute path, one with `..`, or one whose symbolic links lead out of the root.
+            DataError: an empty, overlong or absolute path, one with `..`, or one whose symbolic links lead out of the
+                root.
         """
         if not isinstance(relative, str) or not relative.strip() or "\x00" in relative:
             raise DataError(f"{where}: {relative!r} is not the path of a media file")
         parts = PurePosixPath(relative)
+        if len(relative) > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_NAME for part in parts.parts):
+            raise DataError(f"{where}: {relative!r:.80}... is too long for a path: is it the text of another column?")
         if parts.is_absolute() or Path(relative).is_absolute() or ".." in parts.parts:
             raise DataError(
                 f"{where}: the path {relative!r} leaves its root: paths must be relative to {self.setting} and may "

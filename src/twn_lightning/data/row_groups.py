@@ -25,7 +25,7 @@ class ParquetGroups:
     def __init__(self, path: Path) -> None:
         # Not mapped into memory: pages of images would stay, and a file cut short would end the process.
         self.path = path
-        self._file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+        self._file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
         self.schema: pa.Schema = self._file.schema_arrow
         self._metadata = self._file.metadata
         self.sizes = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
@@ -83,14 +83,27 @@ class ArrowGroups:
         self._batches = [batch for batch in table.to_batches() if batch.num_rows]
         self.schema: pa.Schema = table.schema
         self.sizes = [batch.num_rows for batch in self._batches]
+        self._sound: set[tuple[int, str]] = set()
+
+    def _column(self, group: int, name: str) -> pa.Array:
+        """A column of one record batch; at first use its offsets are checked, which in a damaged file lead out of it.
+
+        Raises:
+            pyarrow.ArrowInvalid: they do.
+        """
+        column = self._batches[group].column(name)
+        if (group, name) not in self._sound:
+            column.validate(full=True)
+            self._sound.add((group, name))
+        return column
 
     def read(self, group: int, columns: tuple[str, ...]) -> pa.Table:
         """Columns of one record batch."""
-        return pa.Table.from_batches([self._batches[group].select(list(columns))])
+        return pa.table({name: self._column(group, name) for name in columns})
 
     def read_stored(self, group: int, name: str) -> pa.Array:
         """A column with its images, left in the file."""
-        return self._batches[group].column(name)
+        return self._column(group, name)
 
     def marks(self, group: int, name: str, offset: int, count: int) -> list[Any]:
         """See `marks_of`."""

@@ -21,6 +21,7 @@ from twn_lightning.errors import ConfigError, DataError
 from twn_lightning.evaluation.embedding_files import (
     SCHEMA_VERSION,
     OutputPaths,
+    file_digests,
     merge_npy,
     merge_parquet,
     part_table,
@@ -293,5 +294,6 @@ def _finish(
             counts[name] += pc.sum(table.column(column)).as_py() or 0
         record["skipped"] += skipped_of(part)
     record["counts"] = {**counts, "skipped": len(record["skipped"])}
+    record["sha256"] = file_digests(paths)
     record["status"] = "complete"
     write_record(paths.record, record)

@@ -16,11 +16,13 @@ from twn_lightning.atomic import whole_file
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.encoders.protocol import EncodedItems
 from twn_lightning.evaluation.item_digest import item_digest
-from twn_lightning.run import write_json
+from twn_lightning.json_object import read_json_object, write_json
+from twn_lightning.manifest import file_digest
 from twn_lightning.types import Item
 
 SCHEMA_VERSION = 1
 _SKIPPED = b"twn.skipped"
+_FIELDS = {"status": str, "side": str, "mode": str, "encoder.dimension": int, "settings.format": str}
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,11 @@ def merge_npy(paths: OutputPaths, parts: Sequence[Path], dimension: int) -> None
             array.write(_embeddings(pq.read_table(part, columns=["embedding"]), dimension).tobytes())
 
 
+def file_digests(paths: OutputPaths) -> dict[str, str]:
+    """SHA-256 by name of the finished files, for `embed.json`."""
+    return {path.name: file_digest(path) for path in (paths.parquet, paths.npy, paths.keys) if path.exists()}
+
+
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write `embed.json`."""
     write_json(path, record)
@@ -178,15 +185,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is broken, or of another version.
     """
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is broken ({error}): embed again with --overwrite") from error
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(
-            f"{path} has schema version {record.get('schema_version')}, this release reads {SCHEMA_VERSION}"
-        )
-    return record
+    return read_json_object(path, DataError, "embed again with --overwrite", _FIELDS, SCHEMA_VERSION)
 
 
 def read_embeddings(folder: Path) -> StoredEmbeddings:
@@ -202,7 +201,7 @@ def read_embeddings(folder: Path) -> StoredEmbeddings:
     for paths, record in shards:
         if record["status"] != "complete":
             raise DataError(f"{paths.record}: these embeddings are not complete; run the same `twn embed` again")
-        if any(record[name] != first[name] for name in ("encoder", "side", "mode", "inputs")):
+        if any(record.get(name) != first.get(name) for name in ("encoder", "side", "mode", "inputs")):
             raise DataError(f"{paths.record} and its first shard are of different encoders, modes or inputs")
         found_rows, found_ND = _read_shard(paths, record)
         rows += found_rows
@@ -243,15 +242,35 @@ def _shards(folder: Path) -> Iterator[OutputPaths]:
 
 
 def _read_shard(paths: OutputPaths, record: dict[str, Any]) -> tuple[list[dict[str, Any]], np.ndarray]:
-    dimension = int(record["encoder"]["dimension"])
+    dimension = record["encoder"]["dimension"]
+    _check_digests(paths, record)
     try:
         if record["settings"]["format"] == "parquet":
             table = pq.read_table(paths.parquet)
-            return table.drop_columns("embedding").to_pylist(), _embeddings(table, dimension)
-        rows = [json.loads(line) for line in paths.keys.read_text(encoding="utf-8").split("\n") if line]
-        return rows, np.load(paths.npy, allow_pickle=False)
-    except (OSError, ValueError, pa.ArrowException) as error:
+            rows, embedding_ND = table.drop_columns("embedding").to_pylist(), _embeddings(table, dimension)
+        else:
+            rows = [json.loads(line) for line in paths.keys.read_text(encoding="utf-8").split("\n") if line]
+            embedding_ND = np.load(paths.npy, allow_pickle=False)
+    except (OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
         raise DataError(f"{paths.folder}: its embeddings cannot be read ({error}); embed again") from error
+    if embedding_ND.shape != (len(rows), dimension):
+        raise DataError(
+            f"{paths.folder}: {paths.record.name} says {len(rows)} embeddings of width {dimension}, there is an array "
+            f"{embedding_ND.shape}; embed again"
+        )
+    return rows, embedding_ND
+
+
+def _check_digests(paths: OutputPaths, record: dict[str, Any]) -> None:
+    """Refuse files that are not as they were written; records of release 0.1 have no digests."""
+    digests = record.get("sha256", {})
+    if not isinstance(digests, dict):
+        raise DataError(f"{paths.record} is broken ('sha256' must be a dictionary): embed again")
+    for name, digest in digests.items():
+        path = paths.folder / name
+        if not path.is_file() or file_digest(path) != digest:
+            problem = "is damaged (its content is not what was written)" if path.is_file() else "is missing"
+            raise DataError(f"{path} {problem}; copy the folder again, or embed again")
 
 
 def _embeddings(table: pa.Table, dimension: int) -> np.ndarray:

@@ -36,6 +36,8 @@ _COLUMNS = {
 """What is kept besides CoTs. `discriminative_ND` is an entry of its own, in the space of the discriminative mode."""
 
 _NO_COT = -1
+_CHECKSUM = "checksum"
+"""Its name in a file's metadata."""
 
 
 def select_rows(encoded: EncodedItems, rows: Sequence[int] | np.ndarray) -> EncodedItems:
@@ -78,7 +80,7 @@ def write_shard(folder: Path, digests_N: np.ndarray, encoded: EncodedItems) -> P
         texts = [None if text is None else text.encode() for text in encoded.cots]
         tensors["cot_length_N"] = np.array([_NO_COT if t is None else len(t) for t in texts], dtype=np.int64)
         tensors["cot_bytes"] = np.frombuffer(b"".join(t or b"" for t in texts) or b"\0", dtype=np.uint8)
-    content = save(tensors, {"crc32": _checksum(tensors)})
+    content = save(tensors, {_CHECKSUM: _checksum(tensors)})
     name = f"{time.time_ns():020d}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     path = folder / f"{name}{SUFFIX}"
     with whole_file(path) as temporary:
@@ -91,7 +93,7 @@ def read_digests(path: Path) -> np.ndarray:
     try:
         with safe_open(path, framework="numpy") as shard:
             return _as_digests(shard.get_tensor("digest"))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         log.warning("embedding cache: %s is torn and ignored (%s); its items are encoded again", path, error)
         return np.empty(0, dtype=DIGEST_TYPE)
 
@@ -100,9 +102,9 @@ def read_shard(path: Path) -> EncodedItems | None:
     """The whole content of a shard; None, with a warning, where it is torn or not what was written."""
     try:
         with safe_open(path, framework="numpy") as shard:
-            expected = (shard.metadata() or {}).get("crc32")
+            expected = (shard.metadata() or {}).get(_CHECKSUM)
             tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         log.warning("embedding cache: %s is torn and ignored (%s); its items are encoded again", path, error)
         return None
     if expected != _checksum(tensors):
@@ -133,8 +135,10 @@ def _texts(tensors: dict[str, np.ndarray]) -> list[str | None]:
 
 
 def _checksum(tensors: dict[str, np.ndarray]) -> str:
-    """CRC-32 over the arrays in the order of their names."""
+    """CRC-32 over names, types, shapes and contents of the arrays, in the order of their names."""
     checksum = 0
     for name in sorted(tensors):
-        checksum = zlib.crc32(np.ascontiguousarray(tensors[name]).view(np.uint8).data, checksum)
+        array = np.ascontiguousarray(tensors[name])
+        checksum = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), checksum)
+        checksum = zlib.crc32(array.tobytes(), checksum)
     return f"{checksum:08x}"

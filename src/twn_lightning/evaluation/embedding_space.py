@@ -27,7 +27,7 @@ from twn_lightning.evaluation.embedding_shards import (
 )
 from twn_lightning.evaluation.encoders.protocol import EncodedItems
 from twn_lightning.evaluation.item_digest import DIGEST_TYPE
-from twn_lightning.run import write_json
+from twn_lightning.json_object import write_json
 
 FLUSH_ROWS = 512
 FLUSH_SECONDS = 20.0

@@ -80,6 +80,8 @@ class SearchIndex:
             ConfigError: FAISS is not installed.
         """
         state = read_state(folder)
+        if state["kind"] not in get_args(IndexKind):
+            raise CheckpointError(f"{folder}: {unknown_name('kind of index', state['kind'], get_args(IndexKind))}")
         vectors, rows = read_generation(folder, state)
         documents = {row.pop("id"): Document(**row) for row in rows}
         return cls(state["dimension"], state["encoder"], state["kind"], documents, state["generation"], vectors)
@@ -101,14 +103,14 @@ class SearchIndex:
                 "changed it; load it and add again"
             )
         rows = [{"id": id_, **asdict(document)} for id_, document in self.documents.items()]
-        sizes = write_generation(folder, current + 1, self._vectors, rows)
+        files = write_generation(folder, current + 1, self._vectors, rows)
         state = {
             "generation": current + 1,
             "kind": self.kind,
             "dimension": self.dimension,
             "documents": len(self),
-            "bytes": sizes,
             "encoder": self.encoder,
+            **files,
         }
         commit(folder, state)
         self.generation = current + 1

@@ -9,7 +9,6 @@ Saving writes a new generation and then replaces index.json: a crash in between 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -19,10 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twn_lightning.errors import CheckpointError, ConfigError
-from twn_lightning.run import write_json
+from twn_lightning.json_object import read_json_object, write_json
+from twn_lightning.manifest import file_digest
 
 SCHEMA_VERSION = 1
 _FIELDS = {"generation": int, "kind": str, "dimension": int, "documents": int, "bytes": dict, "encoder": dict}
+_FILES = ("index.faiss", "documents.parquet")
+_REMEDY = "build the index again"
 _DOCUMENTS = pa.schema(
     [("id", pa.int64()), ("key", pa.string()), ("path", pa.string()), ("text", pa.string()), ("hash", pa.string())]
 )
@@ -41,11 +43,13 @@ def faiss() -> Any:
     return module
 
 
-def write_generation(folder: Path, generation: int, vectors: Any, documents: list[dict[str, Any]]) -> dict[str, int]:
+def write_generation(
+    folder: Path, generation: int, vectors: Any, documents: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Write the two files of a generation; index.json still names the earlier one.
 
     Returns:
-        Bytes by file name.
+        For index.json: `bytes` and `sha256` by file name.
     """
     files = generation_folder(folder, generation)
     shutil.rmtree(files, ignore_errors=True)  # what an interrupted save left
@@ -56,7 +60,10 @@ def write_generation(folder: Path, generation: int, vectors: Any, documents: lis
     for path in written:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    return {path.name: path.stat().st_size for path in written}
+    return {
+        "bytes": {path.name: path.stat().st_size for path in written},
+        "sha256": {path.name: file_digest(path) for path in written},
+    }
 
 
 def commit(folder: Path, state: dict[str, Any]) -> None:
@@ -77,17 +84,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: no search index there (no index.json); make one with `twn search build`")
-    try:
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is broken ({error}); build the index again") from error
-    if state.get("schema_version") != SCHEMA_VERSION:
-        found = state.get("schema_version")
-        raise CheckpointError(f"{path} has schema version {found}, this release reads {SCHEMA_VERSION}")
-    for name, kind in _FIELDS.items():
-        if not isinstance(state.get(name), kind):
-            raise CheckpointError(f"{path}: {name!r} must be {kind.__name__}; build the index again")
-    return state
+    return read_json_object(path, CheckpointError, _REMEDY, _FIELDS, SCHEMA_VERSION)
 
 
 def read_generation(folder: Path, state: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
@@ -97,15 +94,20 @@ def read_generation(folder: Path, state: dict[str, Any]) -> tuple[Any, list[dict
         CheckpointError: a file is missing, cut short or not what index.json says.
     """
     files = generation_folder(folder, state["generation"])
-    for name, size in state["bytes"].items():
-        path = files / name
+    digests = state.get("sha256")  # indexes of release 0.1 have none
+    for name in _FILES:
+        path, size = files / name, state["bytes"].get(name)
         found = path.stat().st_size if path.is_file() else None
+        problem = None
         if found != size:
             problem = "is missing" if found is None else f"has {found} bytes, expected {size}"
-            raise CheckpointError(f"{path} {problem}; copy the whole folder again, or build the index again")
+        elif digests is not None and (not isinstance(digests, dict) or file_digest(path) != digests.get(name)):
+            problem = "is damaged (its content is not what was saved)"
+        if problem is not None:
+            raise CheckpointError(f"{path} {problem}; copy the whole folder again, or {_REMEDY}")
     try:
         vectors = faiss().read_index(str(files / "index.faiss"))
-        documents: list[dict[str, Any]] = pq.read_table(files / "documents.parquet").to_pylist()
+        documents: list[dict[str, Any]] = pq.read_table(files / "documents.parquet", schema=_DOCUMENTS).to_pylist()
     except (RuntimeError, OSError, pa.ArrowException) as error:
         raise CheckpointError(f"{files}: the index cannot be read ({error}); build it again") from error
     if not (vectors.ntotal == len(documents) == state["documents"]) or vectors.d != state["dimension"]:

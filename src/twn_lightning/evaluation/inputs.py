@@ -174,7 +174,7 @@ def item_of_file(root: MediaRoot, key: str, instruction: str, num_frames: int) -
         num_frames: frames taken of a folder of frames.
 
     Raises:
-        DataError: a text file that is empty or not UTF-8, or a folder that holds more than frames.
+        DataError: a name or a text file that is not UTF-8, an empty text file, or a folder that holds more than frames.
     """
     where = f"folder {root.root}"
     path = root.path(key, where)
@@ -199,9 +199,11 @@ def _check_frames(folder: Path) -> None:
 
 def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
     if not text:
         raise DataError(f"{path}: the file is empty")
     return text

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from twn_lightning.errors import TWNError
 from twn_lightning.launch import started_together
-from twn_lightning.strategy import gather_objects, rank, world_size
+from twn_lightning.strategy import gather_objects, naming_lost_ranks, rank, world_size
 
 T = TypeVar("T")
 
@@ -27,7 +27,8 @@ def joined_processes() -> Iterator[None]:
         return
     dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
-        yield
+        with naming_lost_ranks():
+            yield
     finally:
         dist.destroy_process_group()
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from twn_lightning.atomic import whole_file
+from twn_lightning.atomic import whole_file, write_text
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
 from twn_lightning.backbone.early_exit import ExitRule
 from twn_lightning.backbone.encoding import Encoded, encode
@@ -28,8 +28,9 @@ from twn_lightning.evaluation.output_checks import check_closed, check_embedding
 from twn_lightning.gate.labels import thinking_gain
 from twn_lightning.gate.routers import Outcomes, RouterScore, evaluate_router
 from twn_lightning.gate.routing_gate import RoutingGate
+from twn_lightning.json_object import write_json
 from twn_lightning.metrics import bootstrap_mean, gate_scores
-from twn_lightning.run import RunFolder, write_json, write_text
+from twn_lightning.run import RunFolder
 from twn_lightning.settings import EvaluationSettings, GateSettings
 from twn_lightning.types import EmbeddingMode, Item, Pair
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from twn_lightning.atomic import write_text
 from twn_lightning.benchmark.eval_task import EvalTask
 from twn_lightning.benchmark.protocol import Protocol
 from twn_lightning.benchmark.registry import MODALITIES, TASK_FILES, all_tasks
 from twn_lightning.data.record_files import StoredImage
 from twn_lightning.evaluation.task_scores import benchmark_scores
-from twn_lightning.run import write_json, write_text
+from twn_lightning.json_object import write_json
 from twn_lightning.types import Media
 
 SCORES = "scores.json"
@@ -91,9 +92,9 @@ def read_scores(folder: Path) -> dict[str, Any] | None:
     """A task's scores.json; None where there is none, or none that can be read."""
     try:
         scores: dict[str, Any] = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return scores
+    return scores if isinstance(scores, dict) else None
 
 
 def write_task(folder: Path, scores: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:

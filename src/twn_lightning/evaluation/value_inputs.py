@@ -126,5 +126,7 @@ def _read_frames(frames: Sequence[Any], key: str) -> Media:
 def _array(value: Any) -> PixelArray | None:
     """An array with channels last; None for what is no array."""
     if isinstance(value, torch.Tensor):
-        return value.movedim(-3, -1).cpu().numpy() if value.ndim in (3, 4) else value.cpu().numpy()
+        pixels = value.detach().cpu()
+        pixels = pixels.float() if pixels.dtype is torch.bfloat16 else pixels  # numpy has no such type
+        return pixels.movedim(-3, -1).numpy() if pixels.ndim in (3, 4) else pixels.numpy()
     return value if isinstance(value, np.ndarray) else None

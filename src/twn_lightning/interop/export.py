@@ -14,13 +14,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from twn_lightning.atomic import write_text
 from twn_lightning.backbone.adapters import lora_settings
 from twn_lightning.backbone.layout import CONFIG_FILE, GATE_FILE, QUERIES_FILE, read_config, require_files, settings_of
 from twn_lightning.backbone.loading import HUB_IDS, adapters_folder, model_of
 from twn_lightning.errors import ConfigError, DataError, unknown_name
 from twn_lightning.interop.model_card import model_card
 from twn_lightning.interop.training_record import evaluation_of, stages_of
-from twn_lightning.run import write_json, write_text
+from twn_lightning.json_object import write_json
 from twn_lightning.types import EmbeddingMode
 
 MODULE_FILE = "twn_module.json"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twn_lightning.backbone.video_frames import open_video
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.encoders.twn import decoded_ahead
 from twn_lightning.live.limits import Limits, Refused
@@ -151,8 +152,7 @@ def _check_frames(path: Path, limits: Limits) -> None:
     except ImportError as error:
         raise DataError("reading a video needs PyAV: pip install 'twn_lightning[video]'") from error
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
+        with open_video(av, path) as (_, stream):
             width, height = stream.width, stream.height
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise DataError(f"the video cannot be decoded ({type(error).__name__}): it is truncated or corrupt") from error

@@ -30,7 +30,8 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _CHUNK = 65536
-_DRAIN_SECONDS = 2.0
+_DRAIN_SECONDS = 10.0
+_SILENT_SECONDS = 2.0
 
 
 class LookServer(ThreadingHTTPServer):
@@ -67,6 +68,7 @@ class LookServer(ThreadingHTTPServer):
         self.rate = RateLimit(self.limits.asks_per_second, self.limits.burst)
         self.worker: ModelWorker[Question, dict[str, Any]] = ModelWorker(answer, self.limits.places)
         self._connections = threading.BoundedSemaphore(self.limits.connections)
+        self._refusals = threading.BoundedSemaphore(self.limits.connections)
         super().__init__((HOST, port), _Handler)
 
     @property
@@ -80,12 +82,21 @@ class LookServer(ThreadingHTTPServer):
         return {f"{name}:{self.server_address[1]}" for name in (HOST, "localhost")}
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection a thread, or turn it away where there are too many."""
-        if not self._connections.acquire(blocking=False):
-            request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\n\r\ntoo many connections\n")
-            self.shutdown_request(request)
+        """Give the connection a thread: to serve it, or, where there are too many, to turn it away."""
+        if self._connections.acquire(blocking=False):
+            super().process_request(request, client_address)
             return
-        super().process_request(request, client_address)
+        self._refusals.acquire()  # for seconds at most, and others wait in the system's queue meanwhile
+        threading.Thread(target=self._turn_away, args=(request, client_address), daemon=True).start()
+
+    def _turn_away(self, request: Any, client_address: Any) -> None:
+        try:
+            _TurnedAway(request, client_address, self)
+        except Exception:
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
+            self._refusals.release()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection."""
@@ -222,7 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
         until = time.monotonic() + _DRAIN_SECONDS
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(_DRAIN_SECONDS)
+            self.connection.settimeout(_SILENT_SECONDS)
             while time.monotonic() < until and self.rfile.read1(_CHUNK):
                 pass
 
@@ -236,3 +247,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Nothing: request lines hold the token."""
+
+
+class _TurnedAway(_Handler):
+    """A connection beyond the limit."""
+
+    def handle(self) -> None:
+        """Say no without reading what is asked."""
+        self.requestline, self.request_version = "", self.protocol_version
+        self._fail(503, f"all {self.server.limits.connections} connections are taken: ask again in a moment")

@@ -62,10 +62,19 @@ def read_labels(query: int, labels: Any, relevance: Any, pairing: NdcgPairing) -
 
 
 def as_keys(keys: Any) -> list[Hashable]:
-    """Keys as a list: of a sequence, a set, an array or a tensor; one key stands for itself."""
+    """Keys as a list: of a sequence, a set, an array or a tensor; one key stands for itself.
+
+    Raises:
+        DataError: a key that cannot be compared, such as a list or a dictionary.
+    """
     if hasattr(keys, "tolist"):
         keys = keys.tolist()
-    return list(keys) if isinstance(keys, (list, tuple, set, frozenset)) else [keys]
+    listed = list(keys) if isinstance(keys, (list, tuple, set, frozenset)) else [keys]
+    try:
+        frozenset(listed)
+    except TypeError as error:
+        raise DataError(f"keys must be texts or numbers, found {listed!r:.100} ({error})") from error
+    return listed
 
 
 def _grades(query: int, keys: Sequence[Hashable], labels: Any, relevance: Any) -> list[float]:
@@ -116,4 +125,6 @@ def _set_order_grades(query: int, keys: Sequence[Hashable], grades: Sequence[flo
 
 def _is_integer(key: Hashable) -> bool:
     digits = str(key).removeprefix("-")
-    return not isinstance(key, bool) and digits.isascii() and digits.isdigit() and str(int(str(key))) == str(key)
+    if isinstance(key, bool) or not (digits.isascii() and digits.isdigit()) or len(digits) > 100:
+        return False
+    return str(int(str(key))) == str(key)

@@ -22,6 +22,9 @@ COLUMNS = (
     "query_text", "cot", "positive", "top1_discriminative", "top1_generative", "image_png",
 )  # fmt: skip
 
+_TEXTS = ("query_key", "query_text", "cot", "positive", "top1_discriminative", "top1_generative")
+_BOUNDS = {"probability": (0, 1), "hit_discriminative": (0, 1), "hit_generative": (0, 1), "tokens": (0, np.inf)}
+
 VERDICTS: dict[str, str] = {
     "helped": "Thought, and thinking turned a miss into a hit",
     "hurt": "Thought, and thinking turned a hit into a miss",
@@ -88,7 +91,8 @@ def read_decisions(table: pa.Table) -> Decisions:
         The columns as arrays.
 
     Raises:
-        DataError: no rows, a missing column, or a missing value in a numeric column other than `steps`.
+        DataError: no rows, a missing column, one of another type, or in a numeric column other than `steps` a value
+            that is missing, not finite or out of range.
     """
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
@@ -101,14 +105,25 @@ def read_decisions(table: pa.Table) -> Decisions:
 
     def column(name: str, kind: Any = np.float64) -> np.ndarray:
         values = table.column(name)
+        _check_type(name, values.type, kind)
         if values.null_count:
             raise DataError(
                 f"column {name!r} of the gate decisions has {values.null_count} empty value(s) in {table.num_rows} "
                 "rows; only `steps`, `kind`, `prompt_tokens` and `image_png` may be empty. Write them again with "
                 "`twn evaluate`."
             )
-        return np.asarray(values.to_pylist(), dtype=kind)
+        array = np.asarray(values.to_pylist(), dtype=kind)
+        low, high = _BOUNDS.get(name, (-np.inf, np.inf))
+        if kind is np.float64 and not (np.isfinite(array) & (low <= array) & (array <= high)).all():
+            raise DataError(
+                f"column {name!r} of the gate decisions needs numbers from {low:g} to {high:g}, it holds some from "
+                f"{array.min():g} to {array.max():g}. Write them again with `twn evaluate`."
+            )
+        return array
 
+    for name in _TEXTS:
+        _check_type(name, table.column(name).type, str)
+    _check_type("steps", table.column("steps").type, np.int64)
     kinds = table.column("kind").to_pylist() if "kind" in table.column_names else [None] * table.num_rows
     steps = [-1 if value is None else value for value in table.column("steps").to_pylist()]
     return Decisions(
@@ -123,3 +138,20 @@ def read_decisions(table: pa.Table) -> Decisions:
         task_N=column("task", str),
         kind_N=np.asarray([value or "" for value in kinds], dtype=str),
     )
+
+
+def _check_type(name: str, found: pa.DataType, kind: Any) -> None:
+    """Refuse a column of another kind of values; one without any value has no kind."""
+    import pyarrow.types as types
+
+    fits = {
+        str: types.is_string(found) or types.is_large_string(found),
+        bool: types.is_boolean(found),
+        np.int64: types.is_integer(found),
+        np.float64: types.is_integer(found) or types.is_floating(found) or types.is_boolean(found),
+    }
+    if not fits[kind] and not types.is_null(found):
+        raise DataError(
+            f"column {name!r} of the gate decisions holds {found}, not {kind.__name__}. Write them again with "
+            "`twn evaluate`."
+        )

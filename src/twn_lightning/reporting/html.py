@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from twn_lightning.atomic import write_text
 from twn_lightning.reporting.decisions import VERDICTS
 from twn_lightning.reporting.figure_style import ReportFigure
 from twn_lightning.reporting.figures import (
@@ -34,7 +35,6 @@ from twn_lightning.reporting.tables import (
 )
 from twn_lightning.reporting.task_figures import think_rate_by_task
 from twn_lightning.reporting.task_tables import task_table, time_table, token_table
-from twn_lightning.run import write_text
 
 
 def write_report(source: ReportData | SuiteReport | Sequence[Path], output: Path) -> Path:

@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from twn_lightning.atomic import write_text
 from twn_lightning.reporting.finding import finding
 from twn_lightning.reporting.read import ReportData
 from twn_lightning.reporting.suite_page import suite_finding
 from twn_lightning.reporting.suite_scores import SuiteReport, load_runs
 from twn_lightning.reporting.tables import BEST, HIGHLIGHTED, TextTable, summary_tables
 from twn_lightning.reporting.task_tables import OURS, scoreboard, suite_task_table, task_table, token_table
-from twn_lightning.run import write_text
 
 
 def write_markdown(source: ReportData | SuiteReport | Sequence[Path], output: Path) -> Path:

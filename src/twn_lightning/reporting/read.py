@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twn_lightning.errors import DataError
+from twn_lightning.json_object import read_json_object
 from twn_lightning.reporting.decisions import Decisions, read_decisions
 from twn_lightning.reporting.summary import validate_summary
 
@@ -79,9 +79,18 @@ def load_run(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise DataError(f"no run folder at {folder}. Name a folder that `twn train` or `twn evaluate` wrote.")
     environment = _read_object(folder / "env.json")
-    status = _read_object(folder / "status.json")
-    command = _command_line(environment.pop("command", None))
-    return RunRecord(folder, status.get("status", "UNKNOWN"), status.get("error"), environment, command)
+    status = _read_object(folder / "status.json", {"status": str})
+    command = environment.pop("command", None)
+    if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
+        command = None
+    error = status.get("error")
+    return RunRecord(
+        folder,
+        status.get("status", "UNKNOWN"),
+        None if error is None else str(error),
+        environment,
+        _command_line(command),
+    )
 
 
 def _command_line(arguments: list[str] | None) -> str | None:
@@ -137,14 +146,8 @@ def load_decisions(folder: Path) -> pa.Table:
         raise DataError(f"{path} is not readable parquet ({error}). Write it again with `twn evaluate`.") from error
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no file."""
+def _read_object(path: Path, kinds: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """The JSON object in a file, with entries of these types; empty where there is no file."""
     if not path.is_file():
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}). The run may have been cut off; run it again.") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds a JSON {type(value).__name__} where an object is needed. Run it again.")
-    return value
+    return read_json_object(path, DataError, "the run may have been cut off; run it again", kinds)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jsonschema
 import numpy as np
 
+from twn_lightning.atomic import write_text
 from twn_lightning.benchmark.aggregate import mean_over_meta_tasks
 from twn_lightning.benchmark.registry import all_tasks
 from twn_lightning.errors import DataError
 from twn_lightning.metrics.statistics import paired_bootstrap_difference
 from twn_lightning.reporting.decisions import Decisions, read_decisions
-from twn_lightning.run import write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa

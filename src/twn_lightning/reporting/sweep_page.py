@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from twn_lightning.atomic import write_text
 from twn_lightning.reporting.figure_style import ReportFigure
 from twn_lightning.reporting.markdown import escape_markdown, inline_code, markdown_table
 from twn_lightning.reporting.markup import Markup, element
@@ -14,7 +15,6 @@ from twn_lightning.reporting.sweep import SweepReport
 from twn_lightning.reporting.sweep_figures import sweep_figures
 from twn_lightning.reporting.sweep_tables import job_table, number, settings_table, span, sweep_finding
 from twn_lightning.reporting.tables import duration
-from twn_lightning.run import write_text
 
 _SETTINGS_NOTE = (
     "Means over training seeds with Student's t intervals. Best minus this: the interval of how far the best setting "

@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 ROUTER_NAMES: dict[str, str] = {
     "never": "never think",
@@ -152,10 +153,10 @@ def print_text_tables(tables: Sequence[TextTable], console: Console | None = Non
 
 
 def _terminal_table(text_table: TextTable) -> Table:
+    """Every word as `Text`: rich would take `[never,always]` in a plain string for markup and leave it out."""
     table = Table(
-        title=text_table.title,
+        title=Text(text_table.title, "bold"),
         title_justify="left",
-        title_style="bold",
         header_style="dim",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -163,7 +164,7 @@ def _terminal_table(text_table: TextTable) -> Table:
     )
     for index, name in enumerate(text_table.header):
         is_text = index == 0 or name in TEXT_COLUMNS
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+        table.add_column(Text(name), justify="left" if is_text else "right", no_wrap=True)
     for key, row in zip(text_table.keys, text_table.rows, strict=True):
-        table.add_row(*row, style="bold cyan" if key in (HIGHLIGHTED, BEST) else None)
+        table.add_row(*map(Text, row), style="bold cyan" if key in (HIGHLIGHTED, BEST) else None)
     return table

@@ -101,7 +101,7 @@ def test_each_frame_is_decoded_once(tmp_path, monkeypatch):
     paths = frame_files(tmp_path, [picture(seed) for seed in range(3)])
     opened: list[object] = []
     real = Image.open
-    monkeypatch.setattr(media.Image, "open", lambda source: opened.append(source) or real(source))
+    monkeypatch.setattr(media.Image, "open", lambda source, **options: opened.append(source) or real(source, **options))
     load_video(Media("video", paths), "q", 8)
     assert opened == list(paths)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from twn_lightning.data.datamodule import TWNDataModule
-from twn_lightning.errors import ConfigError, DataError
+from twn_lightning.data.datamodule import TWNDataModule, naming_lost_workers, worker_context
+from twn_lightning.errors import ConfigError, DataError, LostProcessError
 from twn_lightning.settings import DataSettings, GateStageSettings, RLSettings, Settings
 
 
@@ -144,3 +144,20 @@ def test_too_long_cots_are_dropped_with_counts(settings, processor, caplog):
 def test_an_unknown_source_is_refused_at_once(processor):
     with pytest.raises(ConfigError, match="did you mean 'nano'"):
         TWNDataModule(Settings(data=replace(DataSettings(), source="nono")), processor)
+
+
+@pytest.mark.parametrize(("usual", "chosen"), [("fork", None), ("spawn", None), ("forkserver", "fork")])
+def test_workers_are_children_of_the_training_process(usual, chosen, monkeypatch):
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda: usual)
+    assert worker_context(2) == chosen
+    assert worker_context(0) is None
+
+
+def test_what_torch_says_of_dead_workers_becomes_an_error_for_people():
+    with (
+        pytest.raises(LostProcessError, match=r"one of the 2 .* \(pid 7\) is killed .* lower data.num_workers"),
+        naming_lost_workers(2),
+    ):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(RuntimeError, match="other"), naming_lost_workers(2):
+        raise RuntimeError("other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,23 @@ def test_npy_holds_the_same_as_parquet(folder: Path, tmp_path: Path) -> None:
     parquet, npy = read_embeddings(tmp_path / "parquet"), read_embeddings(tmp_path / "npy")
     assert np.load(tmp_path / "npy" / "embeddings.npy").tobytes() == parquet.embedding_ND.tobytes()
     assert npy.rows == parquet.rows
+
+
+@pytest.mark.parametrize(("output_format", "name"), [("parquet", "embeddings.parquet"), ("npy", "embeddings.npy")])
+def test_a_changed_byte_is_noticed_where_digests_are_kept(
+    folder: Path, tmp_path: Path, output_format: str, name: str
+) -> None:
+    embed(read_inputs(folder), tmp_path / "out", output_format=output_format)
+    path, record = tmp_path / "out" / name, tmp_path / "out" / "embed.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    with pytest.raises(DataError, match=rf"{name} is damaged \(its content is not what was written\)"):
+        read_embeddings(tmp_path / "out")
+    path.write_bytes(whole)
+    older = json.loads(record.read_text())
+    del older["sha256"]
+    record.write_text(json.dumps(older))
+    assert len(read_embeddings(tmp_path / "out").rows)
 
 
 def test_another_encoder_settings_or_inputs_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -152,6 +152,21 @@ def test_a_damaged_index_is_not_loaded(tmp_path: Path) -> None:
         SearchIndex.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["index.faiss", "documents.parquet"])
+def test_a_changed_byte_is_noticed_where_digests_are_kept(name: str, tmp_path: Path) -> None:
+    made().save(tmp_path)
+    path, state = tmp_path / "000001" / name, tmp_path / "index.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged \(its content is not what was saved\)"):
+        SearchIndex.load(tmp_path)
+    path.write_bytes(whole)
+    older = json.loads(state.read_text())
+    del older["sha256"]
+    state.write_text(json.dumps(older))
+    assert len(SearchIndex.load(tmp_path)) == 50
+
+
 def test_two_writers_do_not_lose_documents(tmp_path: Path) -> None:
     made(count=3).save(tmp_path)
     first, second = SearchIndex.load(tmp_path), SearchIndex.load(tmp_path)

@@ -18,8 +18,8 @@ from experiments.studies.probes import read_probes
 from tests.support.study_runs import decisions, write_cot_probe, write_evaluation
 from tests.support.variant_models import COUNT, SEEDS, interface_models, is_rectangular
 from twn_lightning.errors import DataError
+from twn_lightning.json_object import write_json
 from twn_lightning.probe import COT_PROBE_FILE
-from twn_lightning.run import write_json
 
 Runs = dict[str, list[Path]]
 

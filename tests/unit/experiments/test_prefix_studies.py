@@ -18,8 +18,9 @@ from experiments.graded_thinking import collect as graded_thinking
 from experiments.studies.prefixes import read_prefix_runs
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.prefix_outcomes import PrefixOutcomes
+from twn_lightning.json_object import write_json
 from twn_lightning.reporting.decisions import COLUMNS
-from twn_lightning.run import RunFolder, write_json
+from twn_lightning.run import RunFolder
 from twn_lightning.settings import AdapterSettings, GateSettings, Settings
 
 CUTS = np.array([0, 4, 8, 12, 16, 20, 24])

@@ -18,8 +18,9 @@ from experiments.rl_reward.gates import ARMS, read_arms
 from experiments.rl_reward.runs import BASE, read_run, read_variants
 from experiments.studies.study import read_block, write_study
 from twn_lightning.errors import DataError
+from twn_lightning.json_object import write_json
 from twn_lightning.reporting.decisions import COLUMNS
-from twn_lightning.run import RunFolder, write_json
+from twn_lightning.run import RunFolder
 from twn_lightning.settings import AdapterSettings, RLSettings, Settings
 from twn_lightning.stages.rewards import HeldOutReward
 from twn_lightning.stages.rollouts import append_rows

@@ -169,7 +169,10 @@ def test_too_many_connections_are_turned_away() -> None:
         with socket.create_connection(server.server_address[:2]) as idle:
             idle.sendall(b"GET ")
             with socket.create_connection(server.server_address[:2]) as second:
-                assert second.makefile("rb").read().startswith(b"HTTP/1.0 503")
+                head, _, body = second.makefile("rb").read().partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.0 503")
+                assert b"\r\nRetry-After: 1" in head
+                assert json.loads(body) == {"error": "all 1 connections are taken: ask again in a moment"}
         # The idle connection's thread takes a moment to notice that its client hung up.
         assert any(request(server, "GET", f"/{server.token}/")[0] == 200 for _ in range(1000))
 

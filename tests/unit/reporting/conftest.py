@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from twn_lightning.json_object import write_json
 from twn_lightning.reporting import build_summary, write_summary
-from twn_lightning.run import write_json
 
 STAGES = {
     "sft": {"metric": "val/hit@1_generative", "before": 0.021, "after": 0.958, "seconds": 121.4},

@@ -208,7 +208,7 @@ def test_errors_of_run_folders(make_run: Callable[..., Path], decisions: pa.Tabl
     with pytest.raises(DataError, match=r"has no gate_decisions\.parquet"):
         load_report([evaluated])
     (bare / "status.json").write_text("{")
-    with pytest.raises(DataError, match=r"status\.json is not JSON"):
+    with pytest.raises(DataError, match=r"status\.json is broken"):
         load_report([bare])
 
 

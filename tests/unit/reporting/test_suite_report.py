@@ -18,11 +18,11 @@ from twn_lightning.benchmark.registry import NANO_SUITE, SUITE, all_tasks
 from twn_lightning.errors import DataError
 from twn_lightning.evaluation.suite_files import write_suite, write_task
 from twn_lightning.evaluation.task_scores import BENCHMARK_KEYS
+from twn_lightning.json_object import write_json
 from twn_lightning.reporting import SuiteReport, load_runs, write_markdown, write_report
 from twn_lightning.reporting.suite_scores import load_suite_scores
 from twn_lightning.reporting.tables import print_text_tables
 from twn_lightning.reporting.task_tables import OURS, scoreboard, suite_task_table
-from twn_lightning.run import write_json
 
 HOSTILE = "<script>alert(1)</script>"
 

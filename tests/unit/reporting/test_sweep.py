@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from twn_lightning import cli
 from twn_lightning.errors import DataError
@@ -15,6 +17,7 @@ from twn_lightning.reporting.sweep import SweepReport, load_sweep
 from twn_lightning.reporting.sweep_figures import sweep_figures
 from twn_lightning.reporting.sweep_page import render_sweep_html, render_sweep_markdown
 from twn_lightning.reporting.sweep_tables import job_table, settings_table, sweep_finding
+from twn_lightning.reporting.tables import print_text_tables
 from twn_lightning.sweep_folder import SweepFolder
 
 METRIC = "val/hit@1_generative"
@@ -168,6 +171,17 @@ def test_hostile_text_is_escaped(make: Make) -> None:
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
     markdown = render_sweep_markdown(report)
     assert "| **\\<img src=x onerror=alert(1)\\>\\|\\`$x$\\`** |" in markdown
+
+
+def test_words_in_brackets_are_shown_in_the_terminal(make: Make) -> None:
+    """rich would read them as markup: `[never,always]` would vanish, and `[/b]` would be an error."""
+    values = ["[never,always]", "[/b]"]
+    report = load_sweep(make({"evaluation.routers": values, "seed": ["0", "1"]}, lambda values: 0.5).path)
+    console = Console(file=io.StringIO(), width=200)
+    print_text_tables([settings_table(report), job_table(report)], console)
+    printed = console.file.getvalue()
+    for value in values:
+        assert printed.count(value) == 3, "one setting, two jobs"
 
 
 def test_report_verb(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,8 +66,11 @@ def _side(row: Mapping[str, Any], name: str, where: str) -> ItemDraft:
     if not isinstance(side, Mapping):
         raise DataError(f"{where}: '{name}' must be a conversation with its media, this is {type(side).__name__}")
     said = {"human": "", "gpt": ""}
-    for turn in field_of(side, ("conversations",), f"{where}, '{name}'"):
-        if not isinstance(turn, Mapping) or turn.get("from") not in said:
+    turns = field_of(side, ("conversations",), f"{where}, '{name}'")
+    if not isinstance(turns, list):
+        raise DataError(f"{where}: the conversations of '{name}' must be a list of turns, they are {turns!r:.80}")
+    for turn in turns:
+        if not isinstance(turn, Mapping) or turn.get("from") not in tuple(said):
             raise DataError(f"{where}: '{name}' has a turn that is neither from human nor from gpt: {turn!r:.80}")
         said[turn["from"]] = text_of(turn.get("value"), f"a turn of '{name}'", where)
     text = without_placeholders(said["human"].partition(DISCRIMINATIVE_TAG)[0])
@@ -81,4 +84,4 @@ def _media(value: Any, kind: Literal["image", "video"], where: str) -> list[Medi
     if not isinstance(paths, Sequence) or not all(isinstance(path, str) for path in paths):
         raise DataError(f"{where}: '{kind}' must be a list of paths, this is {value!r:.80}")
     kept = [path for path in paths if path and PurePosixPath(path).name != BLANK_IMAGE]
-    return [MediaRef(kind, "ume_r1", (path,), same_as=SCHEMES.get(PurePosixPath(path).parts[0])) for path in kept]
+    return [MediaRef(kind, "ume_r1", (path,), same_as=SCHEMES.get(path.partition("/")[0])) for path in kept]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from twn_lightning.types import EmbeddingMode, Item, Media, Side
 
 class TWNEncoder:
     """Discriminative, generative and, with a gate, adaptive embeddings.
+
+    Several threads may share one: the backbone switches adapters while it reads, so calls are answered one at a time.
 
     Args:
         backbone: with the adapters to evaluate.
@@ -55,6 +58,15 @@ class TWNEncoder:
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.exit_rule = exit_rule
+        self._in_use = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies get a lock of their own."""
+        return {name: value for name, value in vars(self).items() if name != "_in_use"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._in_use = threading.RLock()
 
     @property
     def name(self) -> str:
@@ -129,12 +141,14 @@ class TWNEncoder:
         """
         self._check_mode(mode)
         gate = self.gate if mode is EmbeddingMode.ADAPTIVE else None
-        return self._in_batches(items, side, mode, gate, progress)
+        with self._in_use:
+            return self._in_batches(items, side, mode, gate, progress)
 
     def decide(self, items: Sequence[Item], side: Side, progress: Callable[[int], None] | None = None) -> EncodedItems:
         """See `GatedEncoder.decide`."""
         self._check_mode(EmbeddingMode.ADAPTIVE)
-        return self._in_batches(items, side, EmbeddingMode.DISCRIMINATIVE, self.gate, progress)
+        with self._in_use:
+            return self._in_batches(items, side, EmbeddingMode.DISCRIMINATIVE, self.gate, progress)
 
     def _in_batches(
         self,
