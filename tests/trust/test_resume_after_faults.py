@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import LightningModule, Trainer
 
 from tests.stage_runs import tiny_settings
 from tests.trust.faults import (
@@ -34,6 +36,9 @@ from twn_lightning.audit import audit
 from twn_lightning.manifest import file_digest
 from twn_lightning.run import RunFolder
 from twn_lightning.settings import GateStageSettings, RLSettings, Settings, SFTSettings
+from twn_lightning.stages.checkpoints import RunCheckpoints
+from twn_lightning.stopping import Stopped
+from twn_lightning.train import train
 from twn_lightning.validation import settings_to_dict
 
 STAGES: dict[str, Any] = {
@@ -128,7 +133,7 @@ def test_interrupted_and_resumed_equals_straight(stage: str, kind: str, straight
         with injected(kind, stage, number):
             code = run_apart(training(settings), Fault(kind, moment))
             status = run.read_status()
-            ended = code == 0 and status["status"] == "COMPLETED"  # it was asked to stop during its last step
+            ended = code == 0 and status["status"] == "COMPLETED"  # while its very last file was written
             assert ended or code in EXIT_CODES[kind]
             if kind == DISK_FULL and status.get("status") == "FAILED":
                 assert "could not be written: No space left on device" in status["error"]
@@ -163,6 +168,26 @@ def test_a_signal_saves_and_says_how_to_go_on(name: str, code: int, tmp_path: Pa
     status = RunFolder(tmp_path / "run").read_status()
     assert status["status"] == "INTERRUPTED"
     assert status["error"] == f"continue with: twn train --resume {tmp_path / 'run'}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_signal_behind_the_last_step_stops_what_would_follow(
+    stage: str, straight: Straight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(stage, tmp_path / "run")
+    end = RunCheckpoints.on_train_end
+
+    def with_a_signal(self: RunCheckpoints, trainer: Trainer, module: LightningModule) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        end(self, trainer, module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoints, "on_train_end", with_a_signal)
+        with pytest.raises(Stopped):
+            train(settings)
+    assert RunFolder(tmp_path / "run").read_status()["status"] == "INTERRUPTED"
+    go_on(settings)
+    assert_same(what_it_left(tmp_path / "run"), straight(stage)[1], "stopped behind the last step")
 
 
 def test_slurm_takes_the_job_back_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -62,9 +62,7 @@ class RunCheckpoints(Checkpoint):
     ) -> None:
         assert isinstance(pl_module, TWNStage)
         done = batch_idx + 1
-        interrupted = self._received is not None
-        if world_size() > 1:  # ranks see the signal at different steps, and saving needs them all
-            interrupted = bool(sum_over_ranks(float(interrupted), pl_module.device))
+        interrupted = self._asked_to_stop(pl_module)
         validates_next = done % trainer.val_check_batch == 0 or done == pl_module.total_steps
         if interrupted or (done % self.every_n_steps == 0 and not validates_next):
             trainer.save_checkpoint(self.run_folder.last_checkpoint, weights_only=False)
@@ -72,7 +70,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stopping:  # here, and not at the end of the step, so that the step's values are still logged
-            raise KeyboardInterrupt if self._received is None else Stopped(self._received)
+            raise self._interrupt()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TWNStage)
@@ -87,7 +85,18 @@ class RunCheckpoints(Checkpoint):
         trainer.save_checkpoint(self.run_folder.last_checkpoint, weights_only=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, TWNStage)
         self._handlers.close()
+        if self._asked_to_stop(pl_module):  # in the last step or the last validation: no other stage may follow
+            raise self._interrupt()
+
+    def _asked_to_stop(self, stage: TWNStage) -> bool:
+        """Whether any rank has received a signal: they see it at different steps, and stopping needs them all."""
+        received = self._received is not None
+        return bool(sum_over_ranks(float(received), stage.device)) if world_size() > 1 else received
+
+    def _interrupt(self) -> KeyboardInterrupt:
+        return KeyboardInterrupt() if self._received is None else Stopped(self._received)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._handlers.close()
