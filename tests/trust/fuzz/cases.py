@@ -144,12 +144,13 @@ def nothing_left(surface: str, release: Callable[[], object] = gc.collect) -> It
 def _open_files() -> Counter[str]:
     """What the process's descriptors lead to; files of installed libraries, such as fonts, stay open on purpose."""
     found: Counter[str] = Counter()
+    installed = os.path.realpath(sys.prefix)
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
             place = os.readlink(descriptor)
         except FileNotFoundError:  # the one that lists the others
             continue
-        found[place] += not place.startswith(sys.prefix)
+        found[place] += not place.startswith(installed)
     return found
 
 
