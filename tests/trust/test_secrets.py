@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import wandb
 
 from tests.support.tiny_adapters import save_undecided_adapters
 from tests.support.wandb_file import offline_runs
@@ -32,8 +33,9 @@ SECRETS = {*VARIABLES.values(), IN_REMOTE}
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A git repository to run in, with a token in its remote's address and tokens in the environment."""
+    wandb.teardown()  # its process reads the environment once, when it starts
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
     folder = tmp_path / "checkout"
@@ -41,7 +43,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for command in (["init", "-q", str(folder)], ["-C", str(folder), "remote", "add", "origin", address]):
         subprocess.run(["git", *command], check=True)
     monkeypatch.chdir(folder)
-    return folder
+    yield folder
+    wandb.teardown()
 
 
 def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from twn_lightning.backbone.packaged import packaged_adapters
 from twn_lightning.settings import (
     AdapterSettings,
     GateStageSettings,
@@ -34,7 +35,8 @@ def test_stage_1_keeps_its_widths_and_the_backbone() -> None:
 
 @pytest.mark.parametrize("stage", [GateStageSettings(), RLSettings()])
 def test_later_stages_hand_the_widths_on(stage: GateStageSettings | RLSettings, tmp_path: Path) -> None:
-    (tmp_path / "twn_config.json").write_text(json.dumps({"schema_version": 1, "matryoshka_dims": [16]}))
+    packaged = json.loads((packaged_adapters("nano") / "twn_config.json").read_text())
+    (tmp_path / "twn_config.json").write_text(json.dumps({**packaged, "matryoshka_dims": [16]}))
     start = AdapterSettings(init_from=str(tmp_path))
     assert exported_settings(Settings(stage=stage, adapters=start))["matryoshka_dims"] == [16]
     assert exported_settings(Settings(stage=stage))["matryoshka_dims"] == []
