@@ -129,13 +129,20 @@ class Benchmark:
         with torch.no_grad():
             forced = ours.embed(ours.reason(self.decoders.prompts, cots), ["generative"]).generative_BD
         assert forced is not None
-        theirs_BT = self.generated().ids_BT
-        shared = min(theirs_BT.shape[1], cots.ids_BT.shape[1])
-        same_BT = theirs_BT[:, :shared] == cots.ids_BT[:, :shared]
+        same = written = 0
+        for own_T, their_T in zip(_rows(cots), _rows(self.generated()), strict=True):
+            shared = min(len(own_T), len(their_T))
+            same += int((own_T[:shared] == their_T[:shared]).sum())
+            written += max(len(own_T), len(their_T))
         return {
-            "tokens_as_generate": float(same_BT[cots.mask_BT[:, :shared].bool()].float().mean()),
+            "tokens_as_generate": same / written,
             "least_cosine_to_one_pass": float((self.pass_e() * forced).sum(-1).min()),
         }
+
+
+def _rows(cots: CotBatch) -> list[Tensor]:
+    """The tokens of each CoT, without padding."""
+    return [ids_T[mask_T.bool()] for ids_T, mask_T in zip(cots.ids_BT, cots.mask_BT, strict=True)]
 
 
 def main() -> None:
@@ -155,7 +162,7 @@ def main() -> None:
     bench = Benchmark(build_decoders(size, device, dtype, args.rows, merged_peer=False), args.tokens)
     result |= {"model": size, "dtype": str(dtype), **measure(bench, args.rounds)}
     write_result(f"think_{device.type}", result, args.out)
-    for part in [result[name] for name in ("nano",) if name in result] + [result]:
+    for part in [result] if cuda else [result["nano"], result]:
         for name in ("model", "adaptive_encode", "embed_after_think", "items_per_second", "outputs"):
             print(f"{name}: {part[name]}")
 

@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from twn_lightning.benchmark.registry import NANO_SUITE, TASK_FILES, selections
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.foreign_keys import here_called
-from twn_lightning.redaction import redact_command
+from twn_lightning.redaction import redact_command, secret_kind
 from twn_lightning.settings import Settings
 from twn_lightning.sweep_folder import SweepFolder
 from twn_lightning.sweep_job import StopOnSignal, in_sweep_process, run_job
@@ -204,10 +204,10 @@ def run_sweep(overrides: Sequence[str]) -> SweepFolder:
     problems, usable = _check_overrides(overrides)
     shown = redact_command(overrides)
     problems += [
-        f"the override {hidden!r} holds a secret, which the sweep would write into its folder: put it into the "
+        f"the override {hidden!r} holds {what}, which the sweep would write into its folder: put it into the "
         "environment instead"
         for hidden, override in zip(shown, overrides, strict=True)
-        if hidden != override
+        if (what := secret_kind(override))
     ]
     if problems:
         raise ConfigError(problems)

@@ -68,7 +68,7 @@ def exit_code(work: Callable[[], int | None]) -> int:
         print(f"twn: {redact(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
-        if os.environ.get("TWN_DEBUG") or error.errno not in _BAD_PATH:
+        if os.environ.get("TWN_DEBUG") or error.errno not in _BAD_PATH or error.filename is None:
             raise
         print(f"twn: {redact(f'{error.filename!s:.300}: {error.strerror}')}", file=sys.stderr)
         return 2

@@ -48,10 +48,10 @@ def _joint_chunks(settings: Settings, stage: SFTSettings) -> Iterator[KeysAndMes
     """The joint interface needs pass R's graph until pass E's loss is known: only GradCache's chunks bound both."""
     model, world = settings.model, max(1, settings.trainer.devices * settings.trainer.num_nodes)
     rows = stage.batch_size // world
-    is_small = model.path is None and model.name in SMALL_BACKBONES
+    is_small = model.name in SMALL_BACKBONES
     if settings.interface.name == "kv_joint" and not is_small and min(rows, stage.chunk_size) > MOST_JOINT_ROWS:
         yield (
-            ("interface.name", "stage.chunk_size", "stage.batch_size", "model.name", "model.path"),
+            ("interface.name", "stage.chunk_size", "stage.batch_size", "model.name"),
             f"interface=kv_joint keeps the graphs of both passes for a whole chunk, and stage.chunk_size="
             f"{stage.chunk_size} puts {min(rows, stage.chunk_size)} of a device's {rows} rows into one: set "
             f"stage.chunk_size to at most {MOST_JOINT_ROWS} (8 on Qwen3-VL), so that GradCache goes over chunks; "

@@ -8,6 +8,7 @@ gradients of sharded parameters arrive averaged; `sync_gradients` leaves them al
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -232,6 +233,10 @@ def average_over_ranks(value: Tensor) -> float:
     return float(sum_over_ranks(value, value.device)) / world_size()
 
 
+_NO_ANSWER = re.compile(r"remote|system error|closed|reset by peer|timeout|timed out", re.IGNORECASE)
+"""What NCCL's errors say if another rank is gone, and not if this one is at fault."""
+
+
 @contextmanager
 def naming_lost_ranks() -> Iterator[None]:
     """Turn what the transport says when another rank is gone into an error for people.
@@ -242,8 +247,9 @@ def naming_lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # the class of gloo's errors and the base of NCCL's
-        reason = str(error).strip().partition("\n")[0]
-        if world_size() == 1 or not ("gloo" in reason or isinstance(error, dist.DistError)):
+        reason = str(error).strip()
+        nccl = isinstance(error, dist.DistError) and _NO_ANSWER.search(reason)
+        if world_size() == 1 or not ("gloo" in reason or nccl):
             raise
         raise LostProcessError(
             f"rank {rank()} has lost another of the {world_size()} ranks: {reason} What that rank printed says why; "

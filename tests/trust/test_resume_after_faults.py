@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 
@@ -181,10 +182,13 @@ def test_a_signal_behind_the_last_step_stops_what_would_follow(
         os.kill(os.getpid(), signal.SIGTERM)
         end(self, trainer, module)
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes that it is compared with
     with monkeypatch.context() as patch:
         patch.setattr(RunCheckpoints, "on_train_end", with_a_signal)
         with pytest.raises(Stopped):
             train(settings)
+    torch.set_num_threads(threads)
     assert RunFolder(tmp_path / "run").read_status()["status"] == "INTERRUPTED"
     go_on(settings)
     assert_same(what_it_left(tmp_path / "run"), straight(stage)[1], "stopped behind the last step")

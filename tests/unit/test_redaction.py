@@ -18,7 +18,7 @@ from twn_lightning.validation import settings_from_dict
 LETTERS = "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6"
 SHAPED = [
     ("a Hugging Face token", f"hf_{LETTERS}"),
-    ("a Weights & Biases key", f"wandb_v1_{LETTERS}"),
+    ("a Weights & Biases key", f"wandb_v1_{LETTERS}{LETTERS}"),
     ("an API key", f"sk-proj-{LETTERS}"),
     ("a GitHub token", f"ghp_{LETTERS}"),
     ("a GitHub token", f"github_pat_{LETTERS}"),
@@ -29,13 +29,13 @@ SHAPED = [
     ("a JSON web token", f"eyJ{LETTERS}.eyJ{LETTERS}.{LETTERS}"),
     ("a private key", f"-----BEGIN RSA PRIVATE KEY-----\n{LETTERS}\n-----END RSA PRIVATE KEY-----"),
 ]
-IN_CONTEXT = [
+IN_CONTEXT: list[tuple[str | None, str, str, str]] = [  # None: hidden, but no reason to refuse
     ("credentials in an address", "https://", "me:pass-word", "@example.org/x"),
-    ("credentials in an address", "http://", "letmein1", "@example.org/x"),
+    (None, "http://", "letmein1", "@example.org/x"),
     ("credentials in an address", "s3://", "id:pass-word", "@bucket/x"),
     ("a signature or token in an address", "https://example.org/x?a=1&", "token=letmein", "&b=2"),
     ("a signature or token in an address", "https://example.org/x?", "X-Amz-Signature=0123abcd", "&b=2"),
-    ("a bearer token", "Authorization: Bearer ", "abcdefgh12345678", "\n"),
+    (None, "Authorization: Bearer ", "abcdefgh12345678", "\n"),
 ]
 HARMLESS = [
     "experiment=nano_sft data.max_new_tokens=64 seed=1",
@@ -46,6 +46,9 @@ HARMLESS = [
     "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",  # a digest
     "the task-specific-instruction-of-a-query-token",
     "sk-learn",
+    "paths.output_root=/mnt/sk-hynix-research-share/outputs",
+    "/data/sk-learn-embedding-baselines-2",
+    "name=wandb_v2_migration_of_gate_runs",
 ]
 
 
@@ -57,7 +60,7 @@ def test_shapes(kind: str, secret: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "before", "secret", "after"), IN_CONTEXT)
-def test_addresses_keep_all_but_the_secret(kind: str, before: str, secret: str, after: str) -> None:
+def test_addresses_keep_all_but_the_secret(kind: str | None, before: str, secret: str, after: str) -> None:
     text = f"{before}{secret}{after}"
     assert secret_kind(text, {}) == kind
     hidden = redact(text, {})
@@ -75,6 +78,9 @@ def test_other_text_is_left_alone(text: str) -> None:
 def test_what_the_environment_calls_a_secret_is_one() -> None:
     variables = {"DB_PASSWORD": "correct horse", "DB_TOKEN": "correct horse battery", "TOKENIZERS_PARALLELISM": "false"}
     assert secret_kind("the correct horse", variables) == "the value of DB_PASSWORD"
+    assert secret_kind("/home/postgres/outputs", {"POSTGRES_PASSWORD": "postgres"}) is None
+    assert secret_kind("/workspace/outputs", {"MY_PRIVATE_KEY": "/workspace"}) is None
+    assert secret_kind(f"x {LETTERS}", {"DB_PASSWORD": LETTERS}) == "the value of DB_PASSWORD"
     assert redact("a correct horse battery, false", variables) == f"a {HIDDEN}, false"
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "WANDB_API_KEY", "HF_TOKEN", "MY_SECRET", "apikey"):
         assert redact("x correct horse", {name: "correct horse"}) == f"x {HIDDEN}"
@@ -104,7 +110,7 @@ def test_a_sweep_with_a_secret_writes_nothing(tmp_path, capsys: pytest.CaptureFi
     folder = f"hydra.sweep.dir={tmp_path / 'sweep'}"
     assert cli.main(["train", "--multirun", "seed=0,1", f"+hydra.job.env_set.X={secret}", folder]) == 2
     printed = capsys.readouterr().err
-    assert "holds a secret, which the sweep would write" in printed
+    assert "holds a Hugging Face token, which the sweep would write" in printed
     assert secret not in printed
     assert not SweepFolder(tmp_path / "sweep").path.exists()
 

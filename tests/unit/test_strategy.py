@@ -78,7 +78,13 @@ def test_interleave_undoes_the_split_over_ranks() -> None:
     assert interleave([items[rank::3] for rank in range(3)]) == items
 
 
-@pytest.mark.parametrize("error", [RuntimeError("[gloo/pair.cc:5] Connection closed"), dist.DistBackendError("NCCL")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[gloo/pair.cc:5] Connection closed"),
+        dist.DistBackendError("NCCL error\nLast error: Connection closed"),
+    ],
+)
 def test_what_the_transport_says_of_lost_ranks_becomes_an_error_for_people(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,5 +93,6 @@ def test_what_the_transport_says_of_lost_ranks_becomes_an_error_for_people(
     monkeypatch.setattr("twn_lightning.strategy.world_size", lambda: 4)
     with pytest.raises(LostProcessError, match="rank 0 has lost another of the 4 ranks"), naming_lost_ranks():
         raise error
-    with pytest.raises(RuntimeError, match="other"), naming_lost_ranks():
-        raise RuntimeError("other")
+    for own in (RuntimeError("other"), dist.DistBackendError("NCCL: invalid usage\nDuplicate GPU detected")):
+        with pytest.raises(type(own)), naming_lost_ranks():
+            raise own

@@ -29,7 +29,11 @@ def read_peft_config(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name / PEFT_CONFIG_FILE
     if not path.is_file():
         raise AdapterError(f"{path} is missing: without it the adapter's rank and scaling are not known")
-    return read_json_object(path, AdapterError, "copy the folder again", {"r": int, "lora_alpha": int})
+    config = read_json_object(path, AdapterError, "copy the folder again", {"r": int})
+    alpha = config.get("lora_alpha")
+    if type(alpha) not in (int, float) or alpha != int(alpha):
+        raise AdapterError(f"{path}: 'lora_alpha' must be a whole number, it is {alpha!r:.80}: copy the folder again")
+    return {**config, "lora_alpha": int(alpha)}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ MAX_IMAGE_PIXELS = 89_478_485
 ARRAY_FRAMES_PER_SECOND = 2.0
 """Frames without a video file have no clock: they are taken as sampled at two a second, as Qwen's own tools do."""
 
-_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Pictures and nothing else: for PostScript, Pillow would start a program."""
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, zlib.error)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 FALLBACK_FRAMES_PER_SECOND = 24.0
 """For a video file that does not state its frame rate, as in Hugging Face's processor."""
-MAX_FRAME_PIXELS = 7680 * 4320
+MAX_FRAME_PIXELS = 8192 * 4320
 """Of one frame; larger ones are refused before they are decoded: a gigapixel takes some tens of kilobytes in a file."""
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,h264,hevc"
 """FFmpeg's names of the formats that are read. Playlists are not among them: they name other files and addresses."""

@@ -87,7 +87,7 @@ def naming_lost_workers(num_workers: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):  # an error raised in a worker has no process id
             raise
         raise LostProcessError(
             f"one of the {num_workers} processes that read data is gone: {str(error).strip()} Out of memory is the "

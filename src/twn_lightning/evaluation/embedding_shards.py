@@ -92,6 +92,9 @@ def read_digests(path: Path) -> np.ndarray:
     """The digests of a shard's rows; none, with a warning, where the file is torn."""
     try:
         with safe_open(path, framework="numpy") as shard:
+            if _CHECKSUM not in (shard.metadata() or {}):
+                log.info("embedding cache: %s is of an earlier release; its items are encoded again", path)
+                return np.empty(0, dtype=DIGEST_TYPE)
             return _as_digests(shard.get_tensor("digest"))
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         log.warning("embedding cache: %s is torn and ignored (%s); its items are encoded again", path, error)

@@ -155,7 +155,7 @@ def _check_frames(path: Path, limits: Limits) -> None:
         with open_video(av, path) as (_, stream):
             width, height = stream.width, stream.height
     except (av.error.FFmpegError, IndexError, ValueError) as error:
-        raise DataError(f"the video cannot be decoded ({type(error).__name__}): it is truncated or corrupt") from error
+        raise DataError(f"the video cannot be decoded ({error}): it is truncated, corrupt or too large") from error
     if width * height > limits.frame_pixels:
         raise DataError(
             f"the video's frames are {width} x {height} pixels, at most {limits.frame_pixels:,} are taken: scale "
