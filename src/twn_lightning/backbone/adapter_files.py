@@ -31,7 +31,7 @@ def read_peft_config(folder: Path, name: str) -> dict[str, Any]:
         raise AdapterError(f"{path} is missing: without it the adapter's rank and scaling are not known")
     config = read_json_object(path, AdapterError, "copy the folder again", {"r": int})
     alpha = config.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not float(alpha).is_integer():
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or alpha // 1 != alpha:
         raise AdapterError(f"{path}: 'lora_alpha' must be a whole number, it is {alpha!r:.80}: copy the folder again")
     return {**config, "lora_alpha": int(alpha)}
 
