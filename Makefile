@@ -27,7 +27,7 @@ $(READY): pyproject.toml
 demo: $(READY) ## Train, gate, evaluate and report on the packaged nano backbone (6 minutes, CPU)
 	$(BIN)/twn demo $(ARGS)
 
-test: $(READY) ## The CPU tests, without those marked slow (10 minutes)
+test: $(READY) ## The CPU tests, without those marked slow (20 minutes)
 	$(BIN)/python -m pytest $(ARGS)
 
 test-all: $(READY) ## Every test: slow ones, and GPU ones where there is a GPU
