@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -106,8 +107,11 @@ class LookServer(ThreadingHTTPServer):
             self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no error of ours."""
-        log.debug("connection lost", exc_info=True)
+        """A client that hangs up is no error of ours; anything else is, and is shown."""
+        if isinstance(sys.exc_info()[1], OSError):
+            log.debug("connection lost", exc_info=True)
+        else:
+            log.exception("the live page could not answer a request")
 
     def server_close(self) -> None:
         """Stop listening; the question being answered is finished, those that wait are dropped."""

@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ def _nothing_left() -> Iterator[None]:
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
+
+
+@contextmanager
+def put_back(path: Path) -> Iterator[bytes]:
+    """A file's content, which it has again behind the block."""
+    whole = path.read_bytes()
+    try:
+        yield whole
+    finally:
+        path.write_bytes(whole)
 
 
 @st.composite
@@ -100,8 +111,6 @@ def index_folder(folder: Path) -> Path:
 @given(name=st.sampled_from(["index.json", "000001/index.faiss", "000001/documents.parquet"]), edits=EDITS)
 def test_a_damaged_index_is_refused(index_folder: Path, name: str, edits: list[Edit]) -> None:
     path = index_folder / name
-    whole = path.read_bytes()
-    path.write_bytes(damaged(whole, edits))
 
     def right(found: list[list[Hit]]) -> None:
         assert [hits[0].document.key for hits in found] == [f"d{i}" for i in range(8)]
@@ -110,10 +119,9 @@ def test_a_damaged_index_is_refused(index_folder: Path, name: str, edits: list[E
     def load() -> list[list[Hit]]:
         return SearchIndex.load(index_folder).search(np.eye(8, dtype=np.float32), 1)
 
-    try:
+    with put_back(path) as whole:
+        path.write_bytes(damaged(whole, edits))
         check("search index", f"{name} {edits}", load, right, names=index_folder.name)
-    finally:
-        path.write_bytes(whole)
 
 
 @examples(60, 300)
@@ -123,9 +131,6 @@ def test_a_damaged_index_is_refused(index_folder: Path, name: str, edits: list[E
 )
 def test_an_index_that_says_something_else(index_folder: Path, field: str | None, value: Any) -> None:
     path = index_folder / "index.json"
-    whole = path.read_bytes()
-    state = json.loads(whole)
-    path.write_text(json.dumps(value if field is None else state | {field: value}))
 
     def load() -> list[list[Hit]]:
         return SearchIndex.load(index_folder).search(np.eye(8, dtype=np.float32), 1)
@@ -133,10 +138,9 @@ def test_an_index_that_says_something_else(index_folder: Path, field: str | None
     def right(found: list[list[Hit]]) -> None:
         assert [hits[0].document.key for hits in found] == [f"d{i}" for i in range(8)]
 
-    try:
+    with put_back(path) as whole:
+        path.write_text(json.dumps(value if field is None else json.loads(whole) | {field: value}))
         check("search index", f"{field} {value}", load, right, names=index_folder.name)
-    finally:
-        path.write_bytes(whole)
 
 
 @pytest.fixture(scope="module", params=["parquet", "npy"])
@@ -161,17 +165,14 @@ def test_damaged_embeddings_are_refused(embeddings: tuple[Path, np.ndarray], num
     folder, vectors = embeddings
     files = sorted(folder.iterdir())
     path = files[number % len(files)]
-    whole = path.read_bytes()
-    path.write_bytes(damaged(whole, edits))
 
     def right(found: Any) -> None:
         assert [row["key"] for row in found.rows] == [f"k{i}" for i in range(9)]
         np.testing.assert_array_equal(found.embedding_ND, vectors)
 
-    try:
+    with put_back(path) as whole:
+        path.write_bytes(damaged(whole, edits))
         check("embedding files", f"{path.name} {edits}", lambda: read_embeddings(folder), right, names=folder.name)
-    finally:
-        path.write_bytes(whole)
 
 
 @examples(60, 300)
@@ -179,16 +180,13 @@ def test_damaged_embeddings_are_refused(embeddings: tuple[Path, np.ndarray], num
 def test_a_record_that_says_something_else(embeddings: tuple[Path, np.ndarray], field: str | None, value: Any) -> None:
     folder, vectors = embeddings
     path = folder / "embed.json"
-    whole = path.read_bytes()
-    path.write_text(json.dumps(value if field is None else json.loads(whole) | {field: value}))
 
     def right(found: Any) -> None:
         np.testing.assert_array_equal(found.embedding_ND, vectors)
 
-    try:
+    with put_back(path) as whole:
+        path.write_text(json.dumps(value if field is None else json.loads(whole) | {field: value}))
         check("embedding files", f"{field} {value}", lambda: read_embeddings(folder), right, names=folder.name)
-    finally:
-        path.write_bytes(whole)
 
 
 @examples(80, 500)
