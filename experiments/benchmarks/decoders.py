@@ -61,6 +61,7 @@ def build_decoders(
     project_patches_linearly(model.model.visual)
     ours = DualLoRABackbone(model, processor, ADAPTERS, InterfaceSettings(), size).to(device).eval()
     peer = DualLoRABackbone(plain, processor, ADAPTERS, InterfaceSettings("reencode"), size).to(device).eval()
+    peer.adapters.fuse_linears(False)
     generator = torch.Generator(device).manual_seed(1)
     for name in ("reasoning", "embedding"):
         for parameter in ours.group_parameters(name):
@@ -82,6 +83,7 @@ def nano_decoders(rows: int) -> Decoders:
     adapters = AdapterSettings(init_from="nano")
     ours, peer = (load_backbone(ModelSettings(), adapters, InterfaceSettings()).eval() for _ in range(2))
     peer.interface = InterfaceSettings("reencode")
+    peer.adapters.fuse_linears(False)
     peer.model.generation_config.eos_token_id = ours.processor.eot_id
     items = [pair.query for pair in get_source("nano", DataSettings()).pairs("test", rows)]
     return Decoders(ours, peer, None, ours.processor(items))

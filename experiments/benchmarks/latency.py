@@ -94,6 +94,7 @@ def nano_server(queries: int, easy: float, device: torch.device) -> Server:
     assert gate is not None, "the packaged adapters have a gate"
     peer, _, _ = load_trained(device=str(device))
     peer.interface = InterfaceSettings("reencode")
+    peer.adapters.fuse_linears(False)
     peer.model.generation_config.eos_token_id = peer.processor.eot_id
     pairs = get_source("nano", DataSettings()).pairs("test", 10 * queries)
     count = round(easy * queries)

@@ -189,7 +189,7 @@ def test_completions_that_share_a_prompt_read_what_they_would_read_alone(build, 
         valid = torch.cat([torch.ones_like(cots.mask_BT[:, :1]), cots.mask_BT], dim=1).bool()
         log_probs = state.cot_logits_BTV.log_softmax(-1)[valid]
         (log_probs[:, 7].sum() + log_probs[:, 11].square().sum()).backward()
-        gradients = [p.grad.clone() for p in backbone.group_parameters("reasoning")]
+        gradients = [p.grad / p.grad.abs().max() for p in backbone.group_parameters("reasoning")]
         backbone.zero_grad()
         with torch.no_grad():
             embedded = backbone.embed(state)

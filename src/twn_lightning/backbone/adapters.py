@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from twn_lightning import checks
+from twn_lightning.backbone.lora_linear import LoraLinear, fuse
 from twn_lightning.errors import AdapterError, unknown_name
 from twn_lightning.settings import AdapterSettings, LoraSettings
 
@@ -105,6 +106,8 @@ class AdapterSet:
         self._configs[name] = config
         self._layers = {path: m for path, m in self._model.named_modules() if isinstance(m, LoraLayer)}
         self._check_targets(name)
+        for layer in self._layers.values():
+            fuse(layer)
         for parameter in self.parameters(name):
             parameter.data = parameter.data.float()
         own = {id(p) for p in self.parameters(name)}
@@ -141,6 +144,12 @@ class AdapterSet:
         """
         for layer in self._layers.values():
             layer.cast_input_dtype_enabled = wanted
+
+    def fuse_linears(self, wanted: bool = True) -> None:
+        """Whether plain linears run as `LoraLinear`, as they do from the start, or with PEFT's own forward."""
+        for layer in self._layers.values():
+            if isinstance(layer, LoraLinear):
+                layer.fused = wanted
 
     @contextmanager
     def pin(self, name: str | None) -> Iterator[None]:

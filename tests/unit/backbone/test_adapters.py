@@ -121,6 +121,7 @@ def test_train_mode_reaches_lora_dropout_only(tiny_backbone):
 @torch.no_grad()
 def test_uncast_inputs_change_nothing_under_autocast(tiny_backbone, mixed_items):
     backbone = tiny_backbone()
+    backbone.adapters.fuse_linears(False)
     prompts = backbone.processor(mixed_items[:2])
     seen = []
     linear = backbone.language_model.layers[0].self_attn.o_proj  # reads what attention left in bf16
