@@ -23,16 +23,18 @@ def think(**outputs: float) -> dict[str, Any]:
         "rows": 4,
         "tokens": 8,
         "outputs": {"tokens_as_generate": 1.0, "least_cosine_to_one_pass": 1.0, **outputs},
-        "adaptive_encode": {"speedup": SPEEDUP, "bar": 3.0},
+        "adaptive_encode": {"speedup": SPEEDUP, "speedup_merged": SPEEDUP, "bar": 3.0},
         "embed_after_think": {"speedup": SPEEDUP, "bar": 2.0},
     }
 
 
 def test_think() -> None:
     found = rows_of("think", think())
-    assert [(row.benchmark, row.met) for row in found] == [("adaptive_encode", False), ("embed_after_think", True)]
+    adaptive = ("adaptive_encode", False)
+    assert [(row.benchmark, row.met) for row in found] == [adaptive, adaptive, ("embed_after_think", True)]
     assert found[0].measured == "2.00 x [1.50, 2.50]"
-    assert found[0].case == "midsize, 4 prompts, CoTs of 8 tokens"
+    case = "midsize, 4 prompts, CoTs of 8 tokens"
+    assert [row.case for row in found] == [case, f"{case}, merged copy", case]
 
 
 @pytest.mark.parametrize(
@@ -149,11 +151,11 @@ def test_latency() -> None:
 def test_one_ratio_for_a_whole_benchmark() -> None:
     result = {"speedup": SPEEDUP, "bar": 2.0, "outputs_agree": True, "model": "nano", "queries": 1100}
     result |= {"prompts": 4, "completions_per_prompt": 8, "tokens": 32}
-    result |= {"workers": 2, "step_seconds": 0.5, "loading_seconds": 1.0, "bound": 3.0}
+    result |= {"workers": 2, "step_seconds": 0.5, "loading_seconds": 1.0, "bound_here": 3.0}
     for name, case in (
         ("suite", "nano, 1,100 queries"),
         ("grpo_step", "nano, 4 prompts x 8 completions of 32 tokens"),
-        ("loader", "2 workers, a step of 0.5 times loading a batch (at most 3 x)"),
+        ("loader", "2 workers, a step of 0.5 times loading a batch (at most 3 x here)"),
     ):
         assert verdicts(name, result) == [(case, "2.00 x [1.50, 2.50]", ">= 2 x", "yes")]
         assert not any(row.agree for row in rows_of(name, {**result, "outputs_agree": False}))

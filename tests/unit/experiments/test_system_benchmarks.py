@@ -50,6 +50,7 @@ def test_workers_load_what_one_process_loads(monkeypatch, tmp_path):
     found = run(monkeypatch, tmp_path, loader, *sizes, "--workers", "1")
     assert found["outputs_agree"]
     assert found["bound"] == 1.5
+    assert found["bound_here"] == pytest.approx(1.5 / max(0.5, 1 / found["loading_gain"]))
     assert found["step_seconds"] == pytest.approx(found["loading_seconds"] / 2)
     assert all(0 < share < 1 for share in found["waiting_share"].values())
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from twn_lightning.backbone.adapters import REFERENCE
 from twn_lightning.backbone.dual_lora import DualLoRABackbone
@@ -25,11 +26,21 @@ from twn_lightning.gate.routing_gate import RoutingGate
 from twn_lightning.settings import ModelSettings
 from twn_lightning.types import EmbeddingMode, Item, Media, Side
 
+_LOCKS: WeakKeyDictionary[DualLoRABackbone, threading.RLock] = WeakKeyDictionary()
+_LOCKS_IN_USE = threading.Lock()
+
+
+def _in_use(backbone: DualLoRABackbone) -> threading.RLock:
+    """What to hold while a backbone encodes."""
+    with _LOCKS_IN_USE:
+        return _LOCKS.setdefault(backbone, threading.RLock())
+
 
 class TWNEncoder:
     """Discriminative, generative and, with a gate, adaptive embeddings.
 
-    Several threads may share one: the backbone switches adapters while it reads, so calls are answered one at a time.
+    Several threads may share one, and several encoders a backbone: it switches adapters while it reads, so calls are
+    answered one at a time.
 
     Args:
         backbone: with the adapters to evaluate.
@@ -58,15 +69,6 @@ class TWNEncoder:
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.exit_rule = exit_rule
-        self._in_use = threading.RLock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies get a lock of their own."""
-        return {name: value for name, value in vars(self).items() if name != "_in_use"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._in_use = threading.RLock()
 
     @property
     def name(self) -> str:
@@ -141,13 +143,13 @@ class TWNEncoder:
         """
         self._check_mode(mode)
         gate = self.gate if mode is EmbeddingMode.ADAPTIVE else None
-        with self._in_use:
+        with _in_use(self.backbone):
             return self._in_batches(items, side, mode, gate, progress)
 
     def decide(self, items: Sequence[Item], side: Side, progress: Callable[[int], None] | None = None) -> EncodedItems:
         """See `GatedEncoder.decide`."""
         self._check_mode(EmbeddingMode.ADAPTIVE)
-        with self._in_use:
+        with _in_use(self.backbone):
             return self._in_batches(items, side, EmbeddingMode.DISCRIMINATIVE, self.gate, progress)
 
     def _in_batches(

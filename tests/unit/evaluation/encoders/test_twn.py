@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -54,6 +56,29 @@ def test_equals_plain_encoding_in_any_batch(batch_size, mode, backbone, make_gat
         assert 0 < found.think_N.sum() < len(peer_items)
     else:
         assert found.probability_N is None
+
+
+@pytest.mark.parametrize("mode", [PLAIN, THINK])
+def test_encoders_that_share_a_backbone_take_turns(mode, backbone, peer_items, monkeypatch):
+    """Its adapters are switched while it reads: two readings at once would see each other's."""
+    reading, most, reason = [], [], backbone.reason
+
+    def slow_reason(*args, **kwargs):
+        reading.append(1)
+        most.append(len(reading))
+        time.sleep(0.05)
+        found = reason(*args, **kwargs)
+        reading.pop()
+        return found
+
+    monkeypatch.setattr(backbone, "reason", slow_reason)
+    encoders = [TWNEncoder(backbone, None, max_new_tokens=2) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda encoder: encoder.encode(peer_items, Side.QUERY, mode), encoders))
+    assert len(most) >= 4
+    assert max(most) == 1
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.embedding_ND, found[0].embedding_ND)
 
 
 @pytest.mark.parametrize("max_frames", [2, 3, 8])
