@@ -65,7 +65,7 @@ class RunChecks(Callback):
         assert isinstance(pl_module, TWNStage)
         self.done = batch_idx + 1
         if checks.is_on("loss_spike"):
-            self.losses.check(pl_module.step_values, batch_idx + 1)
+            self.losses.check(pl_module.step_values, batch_idx + 1, getattr(batch, "source", None))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TWNStage)
@@ -128,22 +128,23 @@ def _any(gradient: torch.Tensor) -> bool:
 
 
 class LossWatch:
-    """Keeps the last values of every loss of a step."""
+    """Keeps the last values of every loss of a step, by the source of its batch: a rare, hard source is no spike."""
 
     def __init__(self) -> None:
-        self._values: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LOSS_WINDOW))
+        self._values: dict[tuple[str | None, str], deque[float]] = defaultdict(lambda: deque(maxlen=LOSS_WINDOW))
 
-    def check(self, values: Mapping[str, Any], step: int) -> None:
+    def check(self, values: Mapping[str, Any], step: int, source: str | None = None) -> None:
         """Compare the losses of a step with those before it, and the KL divergence in stage 3.
 
         Args:
             values: what the step logs; numbers or tensors.
             step: training batches that are complete.
+            source: of the batch.
         """
         for name in values:
             if not name.startswith("train/loss") and name != "rl/kl":
                 continue
-            value, earlier = float(values[name]), self._values[name]
+            value, earlier = float(values[name]), self._values[source, name]
             if len(earlier) >= FEWEST_LOSSES:
                 middle = median(earlier)
                 # From step to step, so that a falling loss does not count as noise.
@@ -151,9 +152,9 @@ class LossWatch:
                 if value - middle > max(SPIKE_DEVIATIONS * deviation, SMALLEST_SPIKE, 0.5 * abs(middle)):
                     checks.report(
                         "loss_spike",
-                        f"step {step}: {name} is {value:.3f}, the median of the {len(earlier)} steps before is "
-                        f"{middle:.3f}. If it does not come down again, resume from an earlier checkpoint with a lower "
-                        "stage.learning_rate or stage.clip_norm",
+                        f"step {step}: {name} is {value:.3f}, the median of the {len(earlier)} steps before"
+                        f"{f' on {source}' if source else ''} is {middle:.3f}. If it does not come down again, resume "
+                        "from an earlier checkpoint with a lower stage.learning_rate or stage.clip_norm",
                     )
             earlier.append(value)
 

@@ -119,6 +119,17 @@ def test_a_loss_spike_is_reported_with_its_step(step: int, reported: list[tuple[
     assert message.startswith(f"step {step}: train/loss_cot is")
 
 
+def test_a_source_with_losses_of_its_own_is_no_spike(reported: list[tuple[str, str]]) -> None:
+    watch = LossWatch()
+    for number, values in enumerate(Spiking(50).values()):
+        watch.check(values, number, "easy")
+        if number % 7 == 3:
+            watch.check({"train/loss_cot": 30.0}, number, "rare and hard")
+    ((_, message),) = reported
+    assert message.startswith("step 50: train/loss_cot is")
+    assert "steps before on easy is" in message
+
+
 def test_a_falling_loss_is_no_spike(reported: list[tuple[str, str]]) -> None:
     watch = LossWatch()
     for number, values in enumerate(Spiking(-1).values()):
