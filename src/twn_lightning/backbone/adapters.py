@@ -179,10 +179,12 @@ class AdapterSet:
     def parameters(self, name: str) -> list[nn.Parameter]:
         return list(self.named_parameters(name).values())
 
-    def train_dropout(self, mode: bool) -> None:
-        """LoRA dropout follows train mode although the backbone around it stays in eval mode."""
+    def train(self, mode: bool) -> None:
+        """LoRA's dropout and precision follow train mode, although the backbone around it stays in eval mode."""
         for layer in self._layers.values():
             layer.lora_dropout.train(mode)
+            if isinstance(layer, LoraLinear):
+                layer.rounds_adapter = not mode
 
     @torch.no_grad()
     def add_reference(self) -> None:

@@ -184,7 +184,7 @@ class DualLoRABackbone(TwoPasses):
         """Train mode reaches LoRA dropout only: the frozen model stays in eval mode."""
         super().train(mode)
         self.model.eval()
-        self.adapters.train_dropout(mode)
+        self.adapters.train(mode)
         return self
 
     def group_parameters(self, group: str) -> list[nn.Parameter]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.tuners import lora
 from torch import Tensor, nn
 
@@ -18,19 +19,23 @@ from torch import Tensor, nn
 class LoraLinear(lora.Linear):
     """A linear with adapters; equals PEFT's up to the rounding of one sum.
 
-    PEFT's own forward runs where this one does not apply: no adapter or several, merged weights, DoRA and the like,
-    quantised weights, and weights of different dtypes outside of autocast.
+    PEFT's own forward runs where this one does not apply: no adapter or several, merged weights, DoRA and the like, and
+    quantised weights. A float32 adapter on a bfloat16 model is applied in bfloat16 under autocast, as PEFT does it, and
+    besides for inference in eval mode; where it trains without autocast, PEFT computes in float32.
     """
 
     fused = True
     """Set to False for PEFT's forward."""
+    rounds_adapter = False
+    """Whether inference may cast the adapter to the dtype of the frozen weights."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter = self._fusible_adapter(x) if self.fused and not args and not kwargs else None
         if adapter is None:
             found: Tensor = super().forward(x, *args, **kwargs)
             return found
-        low_NR = self.lora_A[adapter](self.lora_dropout[adapter](x)).flatten(0, -2)
+        down_RI = self.lora_A[adapter].weight.to(x.dtype)
+        low_NR = F.linear(self.lora_dropout[adapter](x), down_RI).flatten(0, -2)
         out_NO = self.base_layer(x.flatten(0, -2))
         up_RO = self.lora_B[adapter].weight.to(out_NO.dtype).t()
         out_NO.addmm_(low_NR, up_RO, alpha=self.scaling[adapter])
@@ -43,8 +48,11 @@ class LoraLinear(lora.Linear):
             return None
         if active[0] in self.lora_variant or type(self.base_layer) is not nn.Linear:
             return None
-        dtypes = {x.dtype, self.base_layer.weight.dtype, self.lora_A[active[0]].weight.dtype}
-        return active[0] if len(dtypes) == 1 or torch.is_autocast_enabled(x.device.type) else None
+        if torch.is_autocast_enabled(x.device.type):
+            return active[0]
+        rounds = self.rounds_adapter and not torch.is_grad_enabled()
+        own = x.dtype if rounds else self.lora_A[active[0]].weight.dtype
+        return active[0] if x.dtype == self.base_layer.weight.dtype == own else None
 
 
 def fuse(layer: nn.Module) -> None:
