@@ -11,12 +11,13 @@ from typing import Any
 
 from experiments.benchmarks.registry import BENCHMARKS, Device
 from experiments.benchmarks.table import Row, read_rows
+from experiments.benchmarks.think import ADAPTIVE, ALWAYS, DECODING, DISCRIMINATIVE, PASS_E, READING, REENCODE, VISION
 from experiments.studies.study import markdown_table, replace_block
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "README.md"
 HEADER = ["benchmark", "case", "bar", "measured [95 %]", "met"]
-BLOCKS = ("cpu", "gpu", "growth", "plan", "how")
+BLOCKS = ("cpu", "parts", "gpu", "growth", "plan", "how")
 
 
 def speed_table(device: Device, folder: Path = FOLDER) -> str:
@@ -41,6 +42,25 @@ def missing_cells(row: str, name: str, device: Device) -> list[str]:
     """A row without a number."""
     where = "a GPU" if device == "gpu" else "a CPU"
     return [row, f"not measured on {where} yet; command: `twn bench {device} {name}`", "", "", ""]
+
+
+def parts_table(folder: Path = FOLDER) -> str:
+    """Where adaptive encoding spends its time, and what free decoding would leave it ahead by."""
+    path = folder / BENCHMARKS["think"].result("cpu")
+    if not path.is_file():
+        return "Not measured yet; command: `twn bench cpu think`."
+    result = json.loads(path.read_text(encoding="utf-8"))
+    lines = []
+    for part in (result["nano"], result):
+        seconds = {name: timing["median_seconds"] for name, timing in part["timings"].items()}
+        peer, reading, first, again = (seconds[name] for name in (ALWAYS, READING, DISCRIMINATIVE, REENCODE))
+        cells = [seconds[VISION], reading, first, seconds[DECODING], seconds[ADAPTIVE], peer - again, again]
+        free = peer / (reading + first + seconds[PASS_E])
+        lines.append([part["model"], *(f"{1000 * value:,.0f} ms" for value in cells), f"{free:.2f} x"])
+    header = ["model", "vision tower", "prompts, with vision", "pass E, discriminative", "CoTs of half", "ours, in all"]
+    return markdown_table(
+        [*header, "peer: generate", "peer: read again", "if decoding were free"], lines, text_columns=1
+    )
 
 
 def growth_table(folder: Path = FOLDER) -> str:
@@ -88,6 +108,7 @@ def contents(folder: Path = FOLDER) -> dict[str, str]:
     """What stands in every block of the page."""
     parts = (
         speed_table("cpu", folder),
+        parts_table(folder),
         speed_table("gpu", folder),
         growth_table(folder),
         plan_text(folder),

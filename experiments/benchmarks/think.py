@@ -32,12 +32,15 @@ from experiments.benchmarks.decoders import (
 from experiments.benchmarks.pairs import Timing, in_turn, speedup, write_result
 from twn_lightning.backbone.decoding import Decoded, decode_cots
 from twn_lightning.backbone.decoding_engine import DecodingEngine, decoding_with, make_engine
+from twn_lightning.backbone.vision import visual_inputs
 from twn_lightning.evaluation.encoders.twn import load_trained
 from twn_lightning.gate import RoutingGate
 from twn_lightning.types import CotBatch
 
-ADAPTIVE, ALWAYS = "ours, adaptive", "transformers, always"
+ADAPTIVE, ADAPTIVE_MERGED, ALWAYS = "ours, adaptive", "ours, adaptive, merged copy", "transformers, always"
 PASS_E, REENCODE = "pass E on the cache", "prompt, CoT and queries read again"
+VISION, READING, DISCRIMINATIVE, DECODING = "vision tower", "prompts read", "pass E, discriminative", "CoTs decoded"
+"""Parts of ours. The vision tower is within the reading of prompts; the decoding is that of the prompts that think."""
 BARS = {
     "cuda": {"adaptive_encode": 6.0, "embed_after_think": 4.0},
     "cpu": {"adaptive_encode": 3.0, "embed_after_think": 4.0},
@@ -112,11 +115,26 @@ class Benchmark:
         fused, merged = (make_engine(self.decoders.ours, way) for way in ("fused", "merged"))
         return {
             ADAPTIVE: lambda: self.adaptive(fused),
-            "ours, adaptive, merged copy": lambda: self.adaptive(merged),
+            ADAPTIVE_MERGED: lambda: self.adaptive(merged),
             "ours, always": lambda: self.adaptive(fused, self.everyone),
             ALWAYS: self.always,
             PASS_E: self.pass_e,
             REENCODE: self.reencode,
+        }
+
+    @torch.no_grad()
+    def parts(self) -> dict[str, Callable[[], Any]]:
+        """What adaptive encoding consists of, besides pass E over the CoTs."""
+        ours, prompts = self.decoders.ours, self.decoders.prompts
+        state = ours.reason(prompts)
+        found = ours.embed(state, ["discriminative"]).discriminative_BD
+        assert found is not None
+        rows = self.routed(self.gate(ours.gate_features(state, found)).sigmoid())
+        return {
+            VISION: torch.no_grad()(lambda: visual_inputs(ours.model.model.visual, prompts)),
+            READING: torch.no_grad()(lambda: ours.reason(prompts)),
+            DISCRIMINATIVE: torch.no_grad()(lambda: ours.embed(state, ["discriminative"])),
+            DECODING: lambda: decode_cots(ours, state.select(rows), max_new_tokens=self.tokens),
         }
 
     def outputs(self) -> dict[str, Any]:
@@ -179,7 +197,7 @@ def measure(bench: Benchmark, rounds: int) -> dict[str, Any]:
     device, rows = bench.decoders.ours.device.type, len(bench.decoders.prompts)
     result: dict[str, Any] = {"rows": rows, "tokens": float(bench.decoded.cots.lengths_B.float().mean())}
     attempt(result, "outputs", bench.outputs)
-    timings = in_turn(bench.ways(), device, rounds=rounds)
+    timings = in_turn({**bench.ways(), **bench.parts()}, device, rounds=rounds)
     result |= ratios(timings, device, rows)
     result["timings"] = {name: timing.record() for name, timing in timings.items()}
     return result
@@ -192,6 +210,7 @@ def ratios(timings: dict[str, Timing], device: str, rows: int) -> dict[str, Any]
         name: {"speedup": speedup(timings[peer], timings[ours]), "bar": BARS[device][name]}
         for name, (peer, ours) in pairs.items()
     }
+    found["adaptive_encode"]["speedup_merged"] = speedup(timings[ALWAYS], timings[ADAPTIVE_MERGED])
     found["items_per_second"] = {name: rows / t.median for name, t in timings.items() if not t.error}
     return found
 

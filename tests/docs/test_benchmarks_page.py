@@ -35,6 +35,10 @@ def test_a_changed_number_changes_the_page(tmp_path: Path) -> None:
     (tmp_path / "think_cpu.json").write_text(json.dumps(result))
     after = contents(tmp_path)
     assert {block for block in BLOCKS if before[block] != after[block]} == {"cpu", "how"}
+    result["timings"]["prompts read"]["median_seconds"] /= 2
+    (tmp_path / "think_cpu.json").write_text(json.dumps(result))
+    faster = contents(tmp_path)
+    assert {block for block in BLOCKS if after[block] != faster[block]} == {"parts"}
 
 
 def test_the_page_is_written_from_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
