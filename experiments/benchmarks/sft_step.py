@@ -7,8 +7,9 @@ Every way runs `DualLoRASFT.joint_step` on the same batch of queries with CoTs a
 peers' embedding adapter reads prompt, CoT and queries again from the tokens, as embedders without a shared cache do.
 `joint_step` also runs pass R over the candidates, which re-encoding has no use for: it is timed apart and taken off the
 peers' time. Without cached representations the peer holds the activations of a whole batch together, so that part has
-a batch of its own size. Memory is what the device's allocator held; on a CPU, by how much a process grew in one step.
-Writes sft_step_<device>.json beside this file, or in the folder OUT.
+a batch of its own size. Memory is what the device's allocator held; on a CPU, by how much a process grew in one step,
+and the part without cached representations, whose bar is one of memory, is timed in those processes, too. Writes
+sft_step_<device>.json beside this file, or in the folder OUT.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+import time
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,8 +51,8 @@ from twn_lightning.stages.cache_memory import CacheMemory
 from twn_lightning.types import ContrastiveBatch, CotBatch
 
 TEXT_TOKENS = 66
-PEER = "re-encode"
-WAYS = {"ours": ("kv_detached", True), "ours, caches read again": ("kv_detached", False), PEER: ("reencode", True)}
+OURS, PEER = "ours", "re-encode"
+WAYS = {OURS: ("kv_detached", True), "ours, caches read again": ("kv_detached", False), PEER: ("reencode", True)}
 """Interface, and whether caches stay in memory where they fit."""
 UNUSED = "pass R of the candidates"
 WHOLE, CHUNKED = "without cached representations", "with cached representations"
@@ -126,6 +128,15 @@ def read_candidates(backbone: DualLoRABackbone, batch: ContrastiveBatch, chunk: 
             backbone.reason(batch.candidates.select(list(range(start, min(start + chunk, len(batch.candidates))))))
 
 
+@dataclass(frozen=True)
+class Grown:
+    """A step in a process of its own."""
+
+    gib: float
+    seconds: float
+    loss_cot: float
+
+
 @dataclass
 class Part:
     """Steps of all ways on one batch."""
@@ -165,14 +176,14 @@ class Part:
             warmups = int(self.backbone.device.type == "cuda")  # nothing compiles on a CPU, where a round is a minute
             return in_turn(calls, self.backbone.device, rounds=rounds, warmups=warmups), losses
 
-    def growth_gib(self, way: str) -> float:
-        """Memory that this process grows by in one step."""
+    def grow(self, way: str) -> Grown:
+        """One step, and the memory that this process grows by in it."""
         with tempfile.TemporaryDirectory() as folder:
             stage, optimizer = self.stages(folder)[way], self.optimizer()
             Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is held now
-            before = peak_gib()
-            step(stage, optimizer, self.batch)
-            return peak_gib() - before
+            before, began = peak_gib(), time.perf_counter()
+            values = step(stage, optimizer, self.batch)
+            return Grown(peak_gib() - before, time.perf_counter() - began, values["train/loss_cot"])
 
 
 def peak_gib() -> float:
@@ -187,7 +198,7 @@ def record(timings: dict[str, Timing], losses: dict[str, float], rows: int) -> d
     found = {name: timing.record() for name, timing in timings.items()}
     peer, unused = timings[PEER], timings[UNUSED]
     needed = [whole - part for whole, part in zip(peer.seconds, unused.seconds, strict=False)]
-    for name in WAYS:
+    for name in WAYS.keys() & timings.keys():
         ours = timings[name]
         if ours.error:
             continue
@@ -225,14 +236,31 @@ def build_part(backbone: DualLoRABackbone, args: argparse.Namespace, name: str) 
     return Part(backbone, batch, args.chunk, rows if name == WHOLE else args.chunk)
 
 
-def grown_memory(name: str) -> dict[str, float]:
-    """Memory of one step of each way, each in a process of its own with this one's arguments."""
-    grown = {}
-    for way in WAYS:
+def grown(name: str) -> dict[str, Grown]:
+    """One step of each way that has a bar, each in a process of its own with this one's arguments."""
+    found = {}
+    for way in (OURS, PEER):
         command = [sys.executable, "-m", "experiments.benchmarks.sft_step", *sys.argv[1:], "--grow", name, way]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        grown[way] = float(done.stdout.split()[-1])
-    return grown
+        found[way] = Grown(**json.loads(done.stdout.splitlines()[-1]))
+    return found
+
+
+def measure(part: Part, name: str, rounds: int) -> tuple[dict[str, Timing], dict[str, float]]:
+    """Times, memory and CoT losses of a part."""
+    if part.backbone.device.type == "cuda":
+        return part.measure(rounds)
+    steps = grown(name)
+    if name == WHOLE:
+        read = partial(read_candidates, part.backbone, part.batch, part.peer_chunk)
+        timings = in_turn({UNUSED: read}, "cpu", rounds=1)
+        timings |= {way: Timing([found.seconds]) for way, found in steps.items()}
+        losses = {way: found.loss_cot for way, found in steps.items()}
+    else:
+        timings, losses = part.measure(rounds)
+    for way, found in steps.items():
+        timings[way].peak_memory_gib = found.gib
+    return timings, losses
 
 
 def main() -> None:
@@ -254,15 +282,12 @@ def main() -> None:
     if args.compile:
         compile_layers(backbone.language_model.layers)
     if args.grow:
-        print(build_part(backbone, args, args.grow[0]).growth_gib(args.grow[1]))
+        print(json.dumps(asdict(build_part(backbone, args, args.grow[0]).grow(args.grow[1]))))
         return
     results: dict[str, Any] = {}
     for name in (WHOLE, CHUNKED):
         part = build_part(backbone, args, name)
-        timings, losses = part.measure(args.rounds)
-        if not cuda:
-            for way, memory in grown_memory(name).items():
-                timings[way].peak_memory_gib = memory
+        timings, losses = measure(part, name, args.rounds)
         rows = len(part.batch.queries)
         found = record(timings, losses, rows)
         results[name] = {"batch": rows, "chunk": part.chunk, "peer_chunk": part.peer_chunk, **found}
