@@ -168,9 +168,7 @@ def main() -> None:
             for name, workers in ((ONE, 0), (WORKERS, args.workers))
         }
         digests = {name: consumer.digest() for name, consumer in consumers.items()}
-        loading, loading_by_workers = (
-            min(consumers[name].run(0.0) for _ in range(args.rounds)) / args.batches for name in (ONE, WORKERS)
-        )
+        loading, loading_by_workers = (consumers[name].run(0.0) / args.batches for name in (ONE, WORKERS))
         step = args.step * loading
         ways = {name: lambda consumer=consumer: consumer.run(step) for name, consumer in consumers.items()}
         timings = in_turn(ways, "cpu", rounds=args.rounds, warmups=0)

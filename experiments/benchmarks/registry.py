@@ -55,7 +55,7 @@ BENCHMARKS = {
         Benchmark("grpo_step", ("grpo_step",), cpu=("--prompts", "4", "--tokens", "32"), gpu=()),
         Benchmark("loader", ("loader",), cpu=("--rounds", "2"), gpu=()),
         Benchmark("suite", ("suite",), cpu=("--rounds", "2"), gpu=None),
-        Benchmark("latency", ("latency",), cpu=("--queries", "24", "--rounds", "1"), gpu=()),
+        Benchmark("latency", ("latency",), cpu=("--queries", "16", "--rounds", "1"), gpu=()),
         Benchmark("growth", (), cpu=("--rounds", "1"), gpu=None),
         Benchmark("fsdp2_stages", (), cpu=None, gpu=(), gpu_minutes=25),
     )
