@@ -64,7 +64,7 @@ sweep: $(READY) ## One process per job, e.g. ARGS="experiment=nano_sft sweep=lor
 report: $(READY) ## Tables and figures of finished runs, e.g. ARGS="outputs/sft/nano_sft/*"
 	$(BIN)/twn report $(ARGS)
 
-bench: $(READY) ## Speed beside peers on the same work (under 10 minutes, CPU), e.g. ARGS="decode --rows 16"
+bench: $(READY) ## Speed beside peers on the same work (12 minutes, CPU), e.g. ARGS="decode --rows 16"
 	$(BIN)/twn bench cpu $(ARGS)
 
 notebooks: $(READY) ## Execute the notebooks in place
