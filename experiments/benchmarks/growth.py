@@ -145,7 +145,7 @@ def all_series(folder: str) -> list[Series]:
         Series("CoT tokens", "writing 4 CoTs", (16, 32, 64, 128), write, time_bar=1.25),
         Series("candidates", "scoring 100 queries", (2_000, 4_000, 8_000, 16_000), ranking),
         # From sizes on that no cache of a processor holds.
-        Series("documents", "searching for 100 queries", (40_000, 80_000, 160_000, 320_000), search),
+        Series("documents", "searching for 100 queries", (80_000, 160_000, 320_000, 640_000), search),
     ]
 
 

@@ -57,10 +57,8 @@ def parts_table(folder: Path = FOLDER) -> str:
         cells = [seconds[VISION], reading, first, seconds[DECODING], seconds[ADAPTIVE], peer - again, again]
         free = peer / (reading + first + seconds[PASS_E])
         lines.append([part["model"], *(f"{1000 * value:,.0f} ms" for value in cells), f"{free:.2f} x"])
-    header = ["model", "vision tower", "prompts, with vision", "pass E, discriminative", "CoTs of half", "ours, in all"]
-    return markdown_table(
-        [*header, "peer: generate", "peer: read again", "if decoding were free"], lines, text_columns=1
-    )
+    header = ["model", VISION, READING, DISCRIMINATIVE, DECODING, "ours, in all", "peer: generate", "peer: read again"]
+    return markdown_table([*header, "if decoding were free"], lines, text_columns=1)
 
 
 def growth_table(folder: Path = FOLDER) -> str:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 class LoraLinear(lora.Linear):
     """A linear with adapters; equals PEFT's up to the rounding of one sum.
 
-    PEFT's own forward runs where this one does not apply: no adapter or several, merged weights, DoRA and the like, and
-    quantised weights. A float32 adapter on a bfloat16 model is applied in bfloat16 under autocast, as PEFT does it, and
-    besides for inference in eval mode; where it trains without autocast, PEFT computes in float32.
+    PEFT's own forward runs where this one does not apply: no adapter or several, merged weights, DoRA and the like, LoRA
+    biases, and quantised weights. A float32 adapter on a bfloat16 model is applied in bfloat16 under autocast, as PEFT
+    does it, and besides for inference in eval mode; where it trains without autocast, PEFT computes in float32.
     """
 
     fused = True
@@ -46,7 +46,7 @@ class LoraLinear(lora.Linear):
         active = self.active_adapters
         if self.disable_adapters or self.merged or len(active) != 1 or active[0] not in self.lora_A or x.dim() < 2:
             return None
-        if active[0] in self.lora_variant or type(self.base_layer) is not nn.Linear:
+        if active[0] in self.lora_variant or self.lora_bias[active[0]] or type(self.base_layer) is not nn.Linear:
             return None
         if torch.is_autocast_enabled(x.device.type):
             return active[0]

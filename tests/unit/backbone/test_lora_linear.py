@@ -108,6 +108,7 @@ def test_it_runs_for_one_plain_adapter_and_leaves_everything_else_to_peft(monkey
         reads = x.bfloat16() if other[0].base_layer.weight.dtype == torch.bfloat16 else x
         assert not ran_fused(other, reads, monkeypatch)
     assert not ran_fused(make(True, variant=True), x, monkeypatch)
+    assert not ran_fused(make(True, lora_bias=True), x, monkeypatch)
 
 
 def test_only_inference_rounds_an_adapter(monkeypatch):
