@@ -19,8 +19,8 @@ from torch import Tensor, nn
 class LoraLinear(lora.Linear):
     """A linear with adapters; equals PEFT's up to the rounding of one sum.
 
-    PEFT's own forward runs where this one does not apply: no adapter or several, merged weights, DoRA and the like, LoRA
-    biases, and quantised weights. A float32 adapter on a bfloat16 model is applied in bfloat16 under autocast, as PEFT
+    PEFT's own forward runs where this one does not apply: no adapter or several, merged weights, DoRA and the like,
+    LoRA biases, quantised weights. A float32 adapter on a bfloat16 model is applied in bfloat16 under autocast, as PEFT
     does it, and besides for inference in eval mode; where it trains without autocast, PEFT computes in float32.
     """
 
