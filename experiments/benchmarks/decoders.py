@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,8 +70,7 @@ def build_decoders(
     if merged is not None:
         merge_reasoning(merged, ours)
     prompts = image_prompts(model, [(VISUAL_SIDE, VISUAL_SIDE)] * rows, TEXT_TOKENS, device)
-    assert prompts.pixel_values is not None
-    return Decoders(ours, peer, merged, replace(prompts, pixel_values=prompts.pixel_values.to(dtype)))
+    return Decoders(ours, peer, merged, prompts)
 
 
 def nano_decoders(rows: int) -> Decoders:

@@ -13,7 +13,7 @@ A percentile is over queries, each with the median of its rounds. Writes latency
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -72,9 +72,7 @@ class Server:
         return reencode(self.peer, self.prompt(item), written)
 
     def prompt(self, item: Item) -> Any:
-        prompts = self.peer.processor([item]).to(self.peer.device)
-        assert prompts.pixel_values is not None
-        return replace(prompts, pixel_values=prompts.pixel_values.to(self.peer.language_model.dtype))
+        return self.peer.processor([item]).to(self.peer.device)
 
     def outputs(self) -> dict[str, Any]:
         """Whether the CoTs of the queries that think are those that the peer writes, up to its end of turn."""

@@ -126,7 +126,9 @@ class Consumer:
         """Of all tensors of all batches."""
         digest = hashlib.sha256()
         for batch in self.batches():
-            for part in (batch, batch.queries, batch.candidates, batch.query_cots):
+            prompts = (batch.queries, batch.candidates)
+            media = [patches for part in prompts for patches in (part.images, part.videos) if patches is not None]
+            for part in (batch, *prompts, batch.query_cots, *media):
                 for name, value in sorted(vars(part).items()):
                     if isinstance(value, Tensor):
                         digest.update(f"{name} {tuple(value.shape)}".encode() + value.numpy().tobytes())

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from twn_lightning.backbone.parameters import SHAPES, LanguageModelShape
 from twn_lightning.backbone.pixels import PatchSettings
 from twn_lightning.backbone.processor import PromptProcessor
 from twn_lightning.backbone.tiny import tiny_tokenizer
+from twn_lightning.patches import CHANNELS, Patches
 from twn_lightning.types import PromptBatch
 
 PATCH = 16
+FRAMES = 2
+"""Of a temporal patch."""
 MERGE = 2
 MIDSIZE = LanguageModelShape(256, 6, 8, 4, 32, 768, 8192, True)
 """Large enough for a CPU's arithmetic to count, small enough for minutes."""
@@ -60,7 +63,7 @@ def qwen3vl_config(size: str, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConf
             "intermediate_size": intermediate,
             "num_heads": heads,
             "patch_size": PATCH,
-            "temporal_patch_size": 2,
+            "temporal_patch_size": FRAMES,
             "spatial_merge_size": MERGE,
             "out_hidden_size": shape.hidden,
             "num_position_embeddings": 2304,
@@ -94,7 +97,7 @@ def random_model(
     draw_weights(model, seed)
     half = (0.5, 0.5, 0.5)
     pixels = (PATCH * MERGE) ** 2
-    patches = PatchSettings(PATCH, MERGE, 2, pixels, 1024 * pixels, half, half)
+    patches = PatchSettings(PATCH, MERGE, FRAMES, pixels, 1024 * pixels, half, half)
     return model.eval(), PromptProcessor(tokenizer, patches)
 
 
@@ -140,8 +143,9 @@ def image_prompts(
         mask_BL[row, : length - text_tokens - tokens] = 0
     ids_BL[types_BL == 1] = config.image_token_id
     grids = torch.tensor([(1, rows, columns) for rows, columns in images])
-    channels = 3 * 2 * PATCH**2
-    pixels: Tensor = torch.randn(int(grids.prod(-1).sum()), channels, generator=generator)
-    return PromptBatch(
-        ids_BL, mask_BL, types_BL, pixels, grids, images_per_row=(1,) * len(images), videos_per_row=(0,) * len(images)
-    ).to(device)
+    size = (int(grids.prod(-1).sum()), CHANNELS * PATCH**2)
+    pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+    half = (0.5, 0.5, 0.5)
+    patches = Patches(pixels, grids, half, half, repeats=FRAMES)
+    counts = {"images_per_row": (1,) * len(images), "videos_per_row": (0,) * len(images)}
+    return PromptBatch(ids_BL, mask_BL, types_BL, patches, **counts).to(device)

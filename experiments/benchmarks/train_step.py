@@ -65,8 +65,8 @@ class Batch:
 
     @property
     def patches(self) -> int:
-        assert self.prompts.pixel_values is not None
-        return len(self.prompts.pixel_values)
+        assert self.prompts.images is not None
+        return len(self.prompts.images)
 
 
 def make_batch(model: Any, eot_id: int, rows: int, side: int, cot_tokens: int, device: torch.device) -> Batch:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -88,9 +88,6 @@ def measure(images: list[tuple[int, int]], towers: Towers, rounds: int) -> dict[
     model, plain, ours = towers.model, towers.plain, towers.ours
     device = plain.device
     prompts = image_prompts(model, images, TEXT_TOKENS, device)
-    pixels = prompts.pixel_values
-    assert pixels is not None
-    prompts = replace(prompts, pixel_values=pixels.to(plain.dtype))
 
     def loop_positions() -> Tensor:
         positions, _ = model.get_rope_index(

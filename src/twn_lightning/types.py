@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from twn_lightning.errors import DataError
+from twn_lightning.patches import Patches
 
 PixelArray = np.ndarray
 """uint8 pixels: (height, width, 3) for an image, (frames, height, width, 3) for a video."""
@@ -137,57 +138,58 @@ class PromptBatch:
     attention_mask_BL: Tensor
     mm_token_type_ids_BL: Tensor
     """0 text, 1 image, 2 video."""
-    pixel_values: Tensor | None = None
-    image_grid_thw: Tensor | None = None
-    pixel_values_videos: Tensor | None = None
-    video_grid_thw: Tensor | None = None
+    images: Patches | None = None
+    videos: Patches | None = None
     images_per_row: tuple[int, ...] = ()
     videos_per_row: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.input_ids_BL.shape[0]
 
+    @property
+    def pixel_values(self) -> Tensor | None:
+        """Of the images, as transformers' models take them; computed at each access (`Patches.values`)."""
+        return self.images.values() if self.images else None
+
+    @property
+    def pixel_values_videos(self) -> Tensor | None:
+        """Of the videos, computed at each access."""
+        return self.videos.values() if self.videos else None
+
+    @property
+    def image_grid_thw(self) -> Tensor | None:
+        return self.images.grid_thw if self.images else None
+
+    @property
+    def video_grid_thw(self) -> Tensor | None:
+        return self.videos.grid_thw if self.videos else None
+
     def to(self, device: torch.device | str) -> PromptBatch:
         moved: dict[str, Any] = {}
         for field_ in fields(self):
             value = getattr(self, field_.name)
-            moved[field_.name] = value.to(device) if isinstance(value, Tensor) else value
+            moved[field_.name] = value.to(device) if isinstance(value, (Tensor, Patches)) else value
         return PromptBatch(**moved)
 
     def select(self, rows: list[int]) -> PromptBatch:
         """The same prompts for some rows, in the order given, with just their media."""
         index = torch.as_tensor(rows, dtype=torch.long, device=self.input_ids_BL.device)
-        image_pixels, image_grid = _select_media(self.pixel_values, self.image_grid_thw, self.images_per_row, rows)
-        video_pixels, video_grid = _select_media(
-            self.pixel_values_videos, self.video_grid_thw, self.videos_per_row, rows
-        )
         return PromptBatch(
             self.input_ids_BL[index],
             self.attention_mask_BL[index],
             self.mm_token_type_ids_BL[index],
-            image_pixels,
-            image_grid,
-            video_pixels,
-            video_grid,
+            _select_media(self.images, self.images_per_row, rows),
+            _select_media(self.videos, self.videos_per_row, rows),
             tuple(self.images_per_row[r] for r in rows) if self.images_per_row else (),
             tuple(self.videos_per_row[r] for r in rows) if self.videos_per_row else (),
         )
 
 
-def _select_media(
-    pixels: Tensor | None, grid_thw: Tensor | None, per_row: tuple[int, ...], rows: list[int]
-) -> tuple[Tensor | None, Tensor | None]:
-    """The media of some rows: patches are flattened, so each row's share follows from its grids."""
-    if pixels is None or grid_thw is None:
-        return None, None
-    patches = grid_thw.prod(-1).tolist()
-    media_end = np.cumsum([0, *per_row])
-    patch_end = np.cumsum([0, *patches])
-    chosen = [m for r in rows for m in range(media_end[r], media_end[r + 1])]
-    if not chosen:
-        return None, None
-    picked = torch.cat([pixels[patch_end[m] : patch_end[m + 1]] for m in chosen])
-    return picked, grid_thw[torch.as_tensor(chosen, dtype=torch.long, device=grid_thw.device)]
+def _select_media(patches: Patches | None, per_row: tuple[int, ...], rows: list[int]) -> Patches | None:
+    """The media of some rows."""
+    ends = np.cumsum([0, *per_row])
+    chosen = [medium for row in rows for medium in range(ends[row], ends[row + 1])] if patches else []
+    return patches.select(chosen) if patches and chosen else None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -167,7 +168,7 @@ def test_embedding_depends_on_the_image_in_train_mode_with_checkpointing(build, 
     backbone = build(checkpointing=True).train()
     prompts = backbone.processor(items[:2])
     seen = backbone.embed(backbone.reason(prompts), ["discriminative"]).discriminative_BD
-    prompts.pixel_values = prompts.pixel_values.flip(0)
+    prompts.images = replace(prompts.images, bytes_PC=prompts.images.bytes_PC.flip(0))
     other = backbone.embed(backbone.reason(prompts), ["discriminative"]).discriminative_BD
     assert (seen - other).abs().max() > 1e-3
 

@@ -111,8 +111,8 @@ class LLM:
         processor = backbone.processor
         images: list[Image.Image] = prompt.get("multi_modal_data", {}).get("image", [])
         media = [("fake", Media("image", np.asarray(image))) for image in images]
-        pixel_values, grid_thw = patchify_images(media, processor.patches)
-        counts = iter([] if grid_thw is None else (grid_thw.prod(-1) // processor.patches.merge_size**2).tolist())
+        patches = patchify_images(media, processor.patches)
+        counts = iter((patches.grid_thw.prod(-1) // processor.patches.merge_size**2).tolist() if patches else [])
         ids = [
             token
             for given in prompt["prompt_token_ids"]
@@ -120,9 +120,7 @@ class LLM:
         ]
         ids_BL = torch.tensor([ids])
         is_image_BL = (ids_BL == processor.image_id).long()
-        return PromptBatch(
-            ids_BL, torch.ones_like(ids_BL), is_image_BL, pixel_values, grid_thw, None, None, (len(images),), (0,)
-        )
+        return PromptBatch(ids_BL, torch.ones_like(ids_BL), is_image_BL, patches, None, (len(images),), (0,))
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from twn_lightning.patches import Patches, concat_patches
 from twn_lightning.types import CotBatch, PromptBatch
 
 KeyValues = list[tuple[Tensor, Tensor]]
@@ -145,9 +146,9 @@ def _pad_state(state: ReasonerState, length: int, cot_length: int) -> ReasonerSt
 def concat_prompts(batches: Sequence[PromptBatch]) -> PromptBatch:
     """Prompts of equal padded length, one batch after another, with their media."""
 
-    def joined(name: str) -> Tensor | None:
-        found = [getattr(b, name) for b in batches if getattr(b, name) is not None]
-        return torch.cat(found) if found else None
+    def joined(parts: list[Patches | None]) -> Patches | None:
+        found = [part for part in parts if part is not None]
+        return concat_patches(found) if found else None
 
     def counts(name: str) -> tuple[int, ...]:
         if not any(getattr(b, name) for b in batches):
@@ -158,10 +159,8 @@ def concat_prompts(batches: Sequence[PromptBatch]) -> PromptBatch:
         torch.cat([b.input_ids_BL for b in batches]),
         torch.cat([b.attention_mask_BL for b in batches]),
         torch.cat([b.mm_token_type_ids_BL for b in batches]),
-        joined("pixel_values"),
-        joined("image_grid_thw"),
-        joined("pixel_values_videos"),
-        joined("video_grid_thw"),
+        joined([b.images for b in batches]),
+        joined([b.videos for b in batches]),
         counts("images_per_row"),
         counts("videos_per_row"),
     )

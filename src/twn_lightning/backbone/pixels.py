@@ -21,6 +21,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from twn_lightning.backbone.media import load_image
 from twn_lightning.errors import ConfigError, DataError
+from twn_lightning.patches import Patches
 from twn_lightning.types import Media
 
 MAX_ASPECT_RATIO = 200
@@ -67,6 +68,10 @@ class PatchSettings:
                 "Is it a Qwen-VL model?"
             ) from error
 
+    def as_patches(self, bytes_PC: Tensor, grid_thw: Tensor, repeats: int = 1) -> Patches:
+        """Cut patches with the normalisation that they are to be read with."""
+        return Patches(bytes_PC, grid_thw, self.image_mean, self.image_std, repeats)
+
     def save(self, folder: str | Path) -> None:
         """Write `preprocessor_config.json`."""
         config: dict[str, Any] = {
@@ -112,7 +117,7 @@ def check_aspect_ratio(height: int, width: int, key: str) -> None:
         )
 
 
-def patchify_images(media: Sequence[tuple[str, Media]], settings: PatchSettings) -> tuple[Tensor | None, Tensor | None]:
+def patchify_images(media: Sequence[tuple[str, Media]], settings: PatchSettings) -> Patches | None:
     """Cut images into flattened patches.
 
     Args:
@@ -120,13 +125,13 @@ def patchify_images(media: Sequence[tuple[str, Media]], settings: PatchSettings)
         settings: patch geometry.
 
     Returns:
-        pixel_values (patches, channels * temporal * patch * patch) fp32 and image_grid_thw (images, 3), or two Nones.
+        The images' patches, or None where there are no images.
 
     Raises:
         DataError: an image that cannot be read, or is too long and thin.
     """
     if not media:
-        return None, None
+        return None
     arrays = [load_resized(key, image, settings) for key, image in media]
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, array in enumerate(arrays):
@@ -135,13 +140,13 @@ def patchify_images(media: Sequence[tuple[str, Media]], settings: PatchSettings)
     grids = torch.empty((len(arrays), 3), dtype=torch.long)
     for (height, width), rows in by_size.items():
         batch = torch.from_numpy(np.stack([arrays[r] for r in rows]))
-        cut = cut_patches(batch[:, None], settings)
+        cut = cut_patches(batch[:, None], settings, temporal=1)
         grids[rows] = torch.tensor((1, height // settings.patch_size, width // settings.patch_size))
         if len(by_size) == 1:
-            return cut.flatten(0, 1), grids
+            return settings.as_patches(cut.flatten(0, 1), grids, repeats=settings.temporal_patch_size)
         for row, row_patches in zip(rows, cut, strict=True):
             patches[row] = row_patches
-    return torch.cat(patches), grids
+    return settings.as_patches(torch.cat(patches), grids, repeats=settings.temporal_patch_size)
 
 
 def load_resized(key: str, image: Media, settings: PatchSettings) -> np.ndarray:
@@ -164,26 +169,25 @@ def load_resized(key: str, image: Media, settings: PatchSettings) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
-def cut_patches(frames: Tensor, settings: PatchSettings) -> Tensor:
-    """Normalise frames and cut them, merge blocks of patches kept together.
+def cut_patches(frames: Tensor, settings: PatchSettings, temporal: int) -> Tensor:
+    """Cut frames into patches, merge blocks of them kept together.
 
-    Frames that do not fill a temporal patch are filled up with the last one, as an image is with itself.
+    Frames that do not fill a temporal patch are filled up with the last one.
 
     Args:
         frames: uint8 (N, frames, H, W, 3), H and W multiples of the settings' factor.
-        settings: patch geometry, mean and deviation.
+        settings: patch geometry.
+        temporal: frames of a patch.
 
     Returns:
-        fp32 (N, patches, 3 * temporal * patch * patch).
+        uint8 (N, patches, 3 * temporal * patch * patch).
     """
-    patch, merge, temporal = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+    patch, merge = settings.patch_size, settings.merge_size
     missing = -frames.shape[1] % temporal
     if missing:
         frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
     count, total, height, width, _ = frames.shape
     rows, columns = height // patch // merge, width // patch // merge
     blocks = frames.reshape(count, total // temporal, temporal, rows, merge, patch, columns, merge, patch, 3)
-    # (n, t, tp, gh, mh, ph, gw, mw, pw, c) -> (n, t, gh, gw, mh, mw, c, tp, ph, pw), while still a byte a pixel
-    ordered = blocks.permute(0, 1, 3, 6, 4, 7, 9, 2, 5, 8).reshape(count, -1, 3, temporal * patch * patch)
-    mean, deviation = torch.tensor(settings.image_mean)[:, None], torch.tensor(settings.image_std)[:, None]
-    return ordered.float().div_(255.0).sub_(mean).div_(deviation).flatten(2)
+    # (n, t, tp, gh, mh, ph, gw, mw, pw, c) -> (n, t, gh, gw, mh, mw, c, tp, ph, pw)
+    return blocks.permute(0, 1, 3, 6, 4, 7, 9, 2, 5, 8).reshape(count, -1, 3 * temporal * patch * patch)

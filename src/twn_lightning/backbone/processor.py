@@ -20,6 +20,7 @@ from twn_lightning.backbone.media import Clip, load_video
 from twn_lightning.backbone.pixels import PatchSettings, patchify_images
 from twn_lightning.backbone.videos import patchify_videos, time_stamps
 from twn_lightning.errors import DataError
+from twn_lightning.patches import Patches
 from twn_lightning.types import CotBatch, Item, PromptBatch
 
 PROMPT_VERSION = 1
@@ -121,11 +122,11 @@ class PromptProcessor:
             for m in item.media
             if m.kind == "video"
         ]
-        pixel_values, image_grid = patchify_images(images, self.patches)
-        pixel_values_videos, video_grid = patchify_videos(clips, self.patches)
+        image_patches = patchify_images(images, self.patches)
+        video_patches = patchify_videos(clips, self.patches)
         expansions = {
-            self.image_id: iter(self._image_tokens(image_grid)),
-            self.video_id: iter(self._video_tokens([clip for _, clip in clips], video_grid)),
+            self.image_id: iter(self._image_tokens(image_patches)),
+            self.video_id: iter(self._video_tokens([clip for _, clip in clips], video_patches)),
         }
         rows = []
         for item in items:
@@ -145,29 +146,27 @@ class PromptProcessor:
             input_ids,
             mask,
             token_types,
-            pixel_values,
-            image_grid,
-            pixel_values_videos,
-            video_grid,
+            image_patches,
+            video_patches,
             images_per_row=tuple(sum(m.kind == "image" for m in item.media) for item in items),
             videos_per_row=tuple(sum(m.kind == "video" for m in item.media) for item in items),
         )
 
-    def _image_tokens(self, grid_thw: Tensor | None) -> list[list[int]]:
+    def _image_tokens(self, patches: Patches | None) -> list[list[int]]:
         """What replaces each image's placeholder: one per merged patch."""
-        if grid_thw is None:
+        if patches is None:
             return []
-        return [[self.image_id] * count for count in (grid_thw.prod(-1) // self.patches.merge_size**2).tolist()]
+        return [[self.image_id] * count for count in (patches.grid_thw.prod(-1) // self.patches.merge_size**2).tolist()]
 
-    def _video_tokens(self, clips: Sequence[Clip], grid_thw: Tensor | None) -> list[list[int]]:
+    def _video_tokens(self, clips: Sequence[Clip], patches: Patches | None) -> list[list[int]]:
         """What replaces each video's placeholder: per temporal patch a time stamp and its own vision pair.
 
         The pair around the placeholder stays, as in Hugging Face's processor.
         """
-        if grid_thw is None:
+        if patches is None:
             return []
         tokens = []
-        for clip, (_, height, width) in zip(clips, grid_thw.tolist(), strict=True):
+        for clip, (_, height, width) in zip(clips, patches.grid_thw.tolist(), strict=True):
             frame = [
                 self.vision_start_id,
                 *[self.video_id] * (height * width // self.patches.merge_size**2),

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from twn_lightning.backbone.media import Clip
 from twn_lightning.backbone.pixels import PatchSettings, check_aspect_ratio, cut_patches
+from twn_lightning.patches import Patches
 
 
-def patchify_videos(clips: Sequence[tuple[str, Clip]], settings: PatchSettings) -> tuple[Tensor | None, Tensor | None]:
+def patchify_videos(clips: Sequence[tuple[str, Clip]], settings: PatchSettings) -> Patches | None:
     """Cut clips into flattened spatio-temporal patches.
 
     Args:
@@ -27,14 +28,13 @@ def patchify_videos(clips: Sequence[tuple[str, Clip]], settings: PatchSettings) 
         settings: patch geometry and the pixel budget of a frame.
 
     Returns:
-        pixel_values_videos (patches, channels * temporal * patch * patch) fp32 and video_grid_thw (clips, 3), or two
-        Nones where there are no clips.
+        The clips' patches, or None where there are no clips.
 
     Raises:
         DataError: an aspect ratio beyond Qwen3-VL's limit.
     """
     if not clips:
-        return None, None
+        return None
     patches, grids = [], []
     huggingface = huggingface_processor()
     for key, clip in clips:
@@ -46,7 +46,7 @@ def patchify_videos(clips: Sequence[tuple[str, Clip]], settings: PatchSettings) 
         )
         patches.append(clip_patches)
         grids.append(grid)
-    return torch.cat(patches), torch.tensor(grids)
+    return settings.as_patches(torch.cat(patches), torch.tensor(grids))
 
 
 def _with_full_patch(frames: Tensor, settings: PatchSettings) -> Tensor:
@@ -66,7 +66,7 @@ def _cut_clip(frames_FCHW: Tensor, settings: PatchSettings) -> tuple[Tensor, tup
         size[0] // settings.patch_size,
         size[1] // settings.patch_size,
     )
-    return cut_patches(frames_FCHW.permute(0, 2, 3, 1)[None], settings)[0], grid
+    return cut_patches(frames_FCHW.permute(0, 2, 3, 1)[None], settings, settings.temporal_patch_size)[0], grid
 
 
 def _cut_clip_huggingface(
@@ -82,8 +82,8 @@ def _cut_clip_huggingface(
         patch_size=settings.patch_size,
         merge_size=settings.merge_size,
         temporal_patch_size=settings.temporal_patch_size,
-        image_mean=list(settings.image_mean),
-        image_std=list(settings.image_std),
+        do_rescale=False,
+        do_normalize=False,
         return_tensors="pt",
         **cap,
     )

@@ -44,7 +44,7 @@ def visual_inputs(tower: Any, prompts: PromptBatch) -> VisualInputs | None:
 
     Args:
         tower: the transformers vision model.
-        prompts: prompts with `pixel_values` (P, C), `image_grid_thw` (images, 3), and the same for videos.
+        prompts: prompts with the patches of their images and videos.
 
     Returns:
         None for text-only prompts.
@@ -53,20 +53,20 @@ def visual_inputs(tower: Any, prompts: PromptBatch) -> VisualInputs | None:
         DataError: placeholders and features differ in number.
     """
     mask_BL = prompts.mm_token_type_ids_BL > 0
-    pixels = [p for p in (prompts.pixel_values, prompts.pixel_values_videos) if p is not None]
-    grids = [g for g in (prompts.image_grid_thw, prompts.video_grid_thw) if g is not None]
+    media = [patches for patches in (prompts.images, prompts.videos) if patches is not None]
     tokens = int(mask_BL.sum())
-    if not pixels:
+    if not media:
         if tokens:
             raise DataError(
                 f"{tokens} visual placeholders in the prompts but no pixels: pass the processor's whole batch"
             )
         return None
-    output = tower(torch.cat(pixels).to(tower.dtype), grid_thw=torch.cat(grids), return_dict=True)
+    pixels = torch.cat([patches.values().to(tower.dtype) for patches in media])
+    output = tower(pixels, grid_thw=torch.cat([patches.grid_thw for patches in media]), return_dict=True)
     features, deepstack = output.pooler_output, list(output.deepstack_features)
     if len(features) != tokens:
         raise DataError(f"{tokens} visual placeholders in the prompts but {len(features)} visual features")
-    if prompts.pixel_values is not None and prompts.pixel_values_videos is not None:
+    if len(media) == 2:
         # The tower saw all images, then all videos; the tokens stand in row order.
         order = prompts.mm_token_type_ids_BL[mask_BL].argsort(stable=True).argsort()
         features, deepstack = features[order], [level[order] for level in deepstack]

@@ -166,13 +166,5 @@ def _read(backbone: DualLoRABackbone, prompts: PromptBatch, cots: CotBatch | Non
     state = backbone.reason(prompts, cots)
     if keeps_pixels:
         return state
-    bare = replace(
-        prompts,
-        pixel_values=None,
-        image_grid_thw=None,
-        pixel_values_videos=None,
-        video_grid_thw=None,
-        images_per_row=(),
-        videos_per_row=(),
-    )
+    bare = replace(prompts, images=None, videos=None, images_per_row=(), videos_per_row=())
     return replace(state, prompts=bare)

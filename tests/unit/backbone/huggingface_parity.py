@@ -50,14 +50,15 @@ def compare_clips() -> dict[str, float]:
         pixels = rng.integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
         clip = [("item", Clip(pixels, tuple(range(frames)), 2.0))]
         assert videos.huggingface_processor() is not None
-        theirs, their_grid = videos.patchify_videos(clip, SETTINGS)
+        theirs = videos.patchify_videos(clip, SETTINGS)
         cached, videos.huggingface_processor = videos.huggingface_processor, lambda: None
-        ours, our_grid = videos.patchify_videos(clip, SETTINGS)
+        ours = videos.patchify_videos(clip, SETTINGS)
         videos.huggingface_processor = cached
-        shapes &= ours.shape == theirs.shape and torch.equal(our_grid, their_grid)
+        shapes &= ours.bytes_PC.shape == theirs.bytes_PC.shape and torch.equal(ours.grid_thw, theirs.grid_thw)
         if shapes:
-            worst = max(worst, (ours - theirs).abs().max().item())
-            over = max(over, ((ours - theirs).abs() > 1e-5).float().mean().item())
+            difference = (ours.values() - theirs.values()).abs()
+            worst = max(worst, difference.max().item())
+            over = max(over, (difference > 1e-5).float().mean().item())
     return {"shapes_equal": shapes, "largest_difference": worst, "share_different": over}
 
 

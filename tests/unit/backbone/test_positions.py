@@ -39,7 +39,8 @@ def test_a_large_image_advances_by_its_longer_side_only(tiny_backbone, mixed_ite
 def test_grids_that_do_not_match_the_placeholders_are_refused(tiny_backbone, mixed_items):
     backbone = tiny_backbone()
     prompts = backbone.processor(mixed_items[:2])
+    one, turned = prompts.images.select([0]), prompts.images.select([1, 0])
     with pytest.raises(DataError, match="2 runs of image tokens in the prompts but 1 image grids"):
-        prompt_positions(replace(prompts, image_grid_thw=prompts.image_grid_thw[:1]), backbone.merge_size)
+        prompt_positions(replace(prompts, images=one), backbone.merge_size)
     with pytest.raises(DataError, match="do not match the grids"):
-        prompt_positions(replace(prompts, image_grid_thw=prompts.image_grid_thw.flip(0)), backbone.merge_size)
+        prompt_positions(replace(prompts, images=turned), backbone.merge_size)

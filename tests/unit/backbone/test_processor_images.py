@@ -38,10 +38,10 @@ def huggingface(settings: PatchSettings) -> Qwen2VLImageProcessorPil:
 
 
 def assert_equal_to_huggingface(images: list[Media], references: list[Image.Image | np.ndarray]) -> None:
-    patches, grid = patchify_images([("item", image) for image in images], SETTINGS)
+    patches = patchify_images([("item", image) for image in images], SETTINGS)
     theirs = huggingface(SETTINGS)(references, return_tensors="pt")
-    assert torch.equal(grid, theirs["image_grid_thw"])
-    torch.testing.assert_close(patches, theirs["pixel_values"], atol=1e-5, rtol=0)
+    assert torch.equal(patches.grid_thw, theirs["image_grid_thw"])
+    torch.testing.assert_close(patches.values(), theirs["pixel_values"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -144,4 +144,4 @@ def test_extreme_aspect_ratios_are_refused():
 
 
 def test_no_images():
-    assert patchify_images([], SETTINGS) == (None, None)
+    assert patchify_images([], SETTINGS) is None

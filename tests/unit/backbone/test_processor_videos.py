@@ -115,15 +115,15 @@ def test_without_pyav_the_extra_is_named(monkeypatch):
 def test_a_still_video_has_an_images_patches():
     pixels = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
     still = Clip(np.stack([pixels] * 4), (0, 1, 2, 3), 2.0)
-    patches, grid = patchify_videos([("q", still)], SETTINGS)
-    image_patches, image_grid = patchify_images([("q", Media("image", pixels))], SETTINGS)
-    assert grid.tolist() == [[2, *image_grid[0, 1:].tolist()]]
-    torch.testing.assert_close(patches, image_patches.repeat(2, 1), atol=1e-5, rtol=0)
+    video = patchify_videos([("q", still)], SETTINGS)
+    image = patchify_images([("q", Media("image", pixels))], SETTINGS)
+    assert video.grid_thw.tolist() == [[2, *image.grid_thw[0, 1:].tolist()]]
+    assert torch.equal(video.values(), image.values().repeat(2, 1))
 
 
 def test_one_frame_fills_a_temporal_patch():
     clip = Clip(np.zeros((1, 16, 16, 3), np.uint8), (0,), 2.0)
-    assert patchify_videos([("q", clip)], SETTINGS)[1].tolist() == [[1, 4, 4]]
+    assert patchify_videos([("q", clip)], SETTINGS).grid_thw.tolist() == [[1, 4, 4]]
 
 
 def test_every_frame_has_a_stamp_and_its_own_pair_inside_an_outer_one():

@@ -112,4 +112,4 @@ def test_missing_pixels_are_an_error(tiny_backbone, mixed_items):
     backbone = tiny_backbone()
     prompts = backbone.processor(mixed_items[:1])
     with pytest.raises(DataError, match="4 visual placeholders in the prompts but no pixels"):
-        visual_inputs(backbone.model.model.visual, replace(prompts, pixel_values=None, image_grid_thw=None))
+        visual_inputs(backbone.model.model.visual, replace(prompts, images=None))

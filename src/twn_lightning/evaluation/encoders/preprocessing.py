@@ -21,6 +21,7 @@ from twn_lightning.backbone.processor import IMAGE_PAD, VIDEO_PAD, VISION_END, V
 from twn_lightning.backbone.videos import time_stamps
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.encoders.styles import PromptStyle
+from twn_lightning.patches import Patches
 from twn_lightning.types import Item, Media, PromptBatch
 
 STAMPED_FRAMES = ("qwen3_vl",)
@@ -120,9 +121,11 @@ class StyledProcessor:
         ordered = [(item.key, media) for item in items for media in self.style.media(item)]
         images = [(key, self._image(media, key)) for key, media in ordered if media.kind == "image"]
         clips = [(key, load_video(m, key, self.max_frames)) for key, m in ordered if m.kind == "video"]
-        pixel_values, image_grid = patchify_images(images, self.patches)
-        pixel_values_videos, video_grid = self._patchify_clips(clips)
-        expansions = {self.image_id: self._image_runs(image_grid), self.video_id: self._video_runs(clips, video_grid)}
+        image_patches, video_patches = patchify_images(images, self.patches), self._patchify_clips(clips)
+        expansions = {
+            self.image_id: self._image_runs(image_patches),
+            self.video_id: self._video_runs(clips, video_patches),
+        }
         rows = [
             [t for token in ids for t in (next(expansions[token]) if token in expansions else (token,))]
             for ids in ids_N
@@ -132,10 +135,8 @@ class StyledProcessor:
             input_ids,
             mask,
             (input_ids == self.image_id).long() + 2 * (input_ids == self.video_id).long(),
-            pixel_values,
-            image_grid,
-            pixel_values_videos,
-            video_grid,
+            image_patches,
+            video_patches,
             images_per_row=tuple(sum(m.kind == "image" for m in item.media) for item in items),
             videos_per_row=tuple(sum(m.kind == "video" for m in item.media) for item in items),
         )
@@ -150,10 +151,10 @@ class StyledProcessor:
             pixels = np.asarray(Image.fromarray(pixels).resize((side, side)))
         return Media("image", pixels)
 
-    def _patchify_clips(self, clips: Sequence[tuple[str, Clip]]) -> tuple[Tensor | None, Tensor | None]:
+    def _patchify_clips(self, clips: Sequence[tuple[str, Clip]]) -> Patches | None:
         """Frames resized one by one, as qwen-vl-utils and Qwen2-VL's image processor do, and cut."""
         if not clips:
-            return None, None
+            return None
         patches, grids = [], []
         for key, clip in clips:
             count, height, width = clip.frames.shape[:3]
@@ -161,18 +162,18 @@ class StyledProcessor:
             settings = self.style.frame_settings(self.patches, count)
             size = image_size(height, width, settings)
             frames = clip.frames if size == (height, width) else _resized(clip.frames, size)
-            patches.append(cut_patches(torch.from_numpy(frames)[None], settings)[0])
+            patches.append(cut_patches(torch.from_numpy(frames)[None], settings, settings.temporal_patch_size)[0])
             side = settings.patch_size
             grids.append((-(-count // settings.temporal_patch_size), size[0] // side, size[1] // side))
-        return torch.cat(patches), torch.tensor(grids)
+        return self.patches.as_patches(torch.cat(patches), torch.tensor(grids))
 
-    def _image_runs(self, grid_thw: Tensor | None) -> Iterator[list[int]]:
-        grids = [] if grid_thw is None else grid_thw.tolist()
+    def _image_runs(self, patches: Patches | None) -> Iterator[list[int]]:
+        grids = patches.grid_thw.tolist() if patches else []
         return iter([[self.image_id] * self._merged(*grid) for grid in grids])
 
-    def _video_runs(self, clips: Sequence[tuple[str, Clip]], grid_thw: Tensor | None) -> Iterator[list[int]]:
+    def _video_runs(self, clips: Sequence[tuple[str, Clip]], patches: Patches | None) -> Iterator[list[int]]:
         """What replaces each video's placeholder."""
-        grids = [] if grid_thw is None else grid_thw.tolist()
+        grids = patches.grid_thw.tolist() if patches else []
         if self.architecture not in STAMPED_FRAMES:
             return iter([[self.video_id] * self._merged(*grid) for grid in grids])
         runs = []
