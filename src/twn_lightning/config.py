@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from twn_lightning.benchmark.registry import NANO_SUITE, TASK_FILES, selections
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.foreign_keys import here_called
+from twn_lightning.launch import available_cores
 from twn_lightning.redaction import redact_command, secret_kind
 from twn_lightning.settings import Settings
 from twn_lightning.sweep_folder import SweepFolder
@@ -289,10 +290,9 @@ def _threads(chosen: DictConfig, sweep: SweepFolder) -> int | None:
     name = chosen.launcher._target_.rpartition(".")[2]
     if name not in ("JoblibLauncher", "LocalLauncher"):
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = [sweep.read_plan()["jobs"]]
     at_once += [n for key in ("max_batch_size", "n_jobs") if (n := chosen.sweeper.get(key))]
     if name == "JoblibLauncher":
         workers = chosen.launcher.n_jobs
-        at_once.append(workers if workers > 0 else max(1, cores + 1 + workers))
-    return max(1, cores // min(at_once))
+        at_once.append(workers if workers > 0 else max(1, available_cores() + 1 + workers))
+    return max(1, available_cores() // min(at_once))

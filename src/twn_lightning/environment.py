@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from twn_lightning.launch import available_cores
 from twn_lightning.redaction import redact_command
 
 CORE_PACKAGES = (
@@ -65,7 +66,7 @@ def hardware() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "processor": _processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
         "cuda": torch.version.cuda,

@@ -1,4 +1,4 @@
-"""Processes that something outside started together: torchrun, SLURM's srun, or a launcher with torchrun's variables.
+"""What was given to this process: its cores, and the processes that torchrun, SLURM's srun or the like started with it.
 
 What these processes know of each other are torchrun's variables: RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE,
 GROUP_RANK, GROUP_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. `adopt_srun` sets them for the tasks of an srun.
@@ -12,6 +12,11 @@ from collections.abc import Mapping, MutableMapping
 from twn_lightning.errors import ConfigError
 
 _PORTS = range(15_000, 25_000)
+
+
+def available_cores() -> int:
+    """Cores that this process may use: a container or a scheduler may have given it some of the machine's only."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def adopt_srun(variables: MutableMapping[str, str] = os.environ) -> None:

@@ -6,6 +6,7 @@ that frame. Where packets and frames do not match one to one, everything is deco
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import get_worker_info
+
+from twn_lightning.launch import available_cores
 
 FALLBACK_FRAMES_PER_SECOND = 24.0
 """For a video file that does not state its frame rate, as in Hugging Face's processor."""
@@ -57,8 +61,19 @@ def open_video(av: Any, path: Path) -> Iterator[tuple[Any, Any]]:
             raise ValueError(
                 f"its frames are {stream.width} x {stream.height}, above the limit of {MAX_FRAME_PIXELS:,} pixels"
             )
+        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = _decoder_threads()
         stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # where frames outgrow their header
         yield container, stream
+
+
+def _decoder_threads() -> int:
+    """0 lets FFmpeg take all cores; worker processes share them, and would be in each other's way."""
+    worker = get_worker_info()
+    if worker is None:
+        return 0
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, available_cores() // (ranks * worker.num_workers))
 
 
 def scan_packets(av: Any, path: Path) -> Packets:
@@ -88,7 +103,6 @@ def read_frames(av: Any, path: Path, indices: Sequence[int]) -> tuple[list[np.nd
     """
     wanted, frames, decoded = set(indices), [], 0
     with open_video(av, path) as (container, stream):
-        stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             if decoded in wanted:
                 frames.append(frame.to_ndarray(format="rgb24"))
@@ -118,7 +132,6 @@ def read_stretches(av: Any, path: Path, packets: Packets, indices: Sequence[int]
     frames: dict[int, np.ndarray] = {}
     wanted = [shown[i] for i in indices]
     with open_video(av, path) as (container, stream):
-        stream.thread_type = "AUTO"
         decoder = stream.codec_context
         for place, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
             if place not in stretches[0]:

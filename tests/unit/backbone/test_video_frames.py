@@ -7,10 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
-from twn_lightning.backbone import media
+from twn_lightning.backbone import media, video_frames
 from twn_lightning.backbone.media import load_video
-from twn_lightning.backbone.video_frames import Packets, find_stretches, read_frames, read_stretches, scan_packets
+from twn_lightning.backbone.video_frames import (
+    Packets,
+    find_stretches,
+    open_video,
+    read_frames,
+    read_stretches,
+    scan_packets,
+)
 from twn_lightning.types import Media
 
 av = pytest.importorskip("av")
@@ -91,3 +99,27 @@ def test_a_packet_without_a_frame_is_noticed(tmp_path):
     packets = scan_packets(av, path)
     longer = Packets(packets.frames_per_second, [*packets.times, 10**6], packets.keyframes)
     assert read_stretches(av, path, longer, (0, 120)) is None
+
+
+class DecoderThreads:
+    """Asked in a worker process: how many threads a decoder has there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        with open_video(av, self.path) as (_, stream):
+            return stream.codec_context.thread_count
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [("1", 8), ("4", 2), ("16", 1)])
+def test_workers_share_the_cores(ranks, threads, tmp_path, monkeypatch):
+    asked = DecoderThreads(write_video(tmp_path / "clip.mp4", 12, "libx264", **H264))
+    assert asked[0] == 0  # FFmpeg's own number, here where no other worker is
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setattr(video_frames, "available_cores", lambda: 16)
+    found = list(DataLoader(asked, batch_size=None, num_workers=2, multiprocessing_context="fork"))
+    assert found == [threads] * 2
