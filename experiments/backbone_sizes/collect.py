@@ -1,9 +1,10 @@
 """Study 9: do the conclusions of studies 1, 3 and 6, drawn on nano, hold on micro, a backbone three times its size?
 
-    python -m experiments.backbone_sizes.collect --interface MODEL ... --gate RUN ... --cot RUN ...
+    python -m experiments.backbone_sizes.collect --gate RUN ... --cot RUN ... [--interface MODEL ...]
 
 What is given was trained on micro: models as experiments.interface.collect takes them, run folders as
 experiments.gate_routing.collect and experiments.cot_probe.collect take them. Nano's numbers are those studies' own.
+Without models, study 1 is left out.
 Writes results.json, the figure and the tables of README.md.
 """
 
@@ -33,6 +34,7 @@ from experiments.studies.study import (
     show,
     write_study,
 )
+from experiments.studies.variants import parameters_of
 from twn_lightning.errors import DataError
 from twn_lightning.probe import COT_PROBE_FILE
 from twn_lightning.run import RunFolder
@@ -129,22 +131,23 @@ def collect(
 
     Args:
         nano: as `nano_results` gives them.
-        interface_models: micro's, for study 1.
+        interface_models: micro's, for study 1; none leave it out.
         gate_runs: micro's evaluations, for study 3.
         cot_runs: micro's probes, for study 6.
     """
     require_micro([*(model / "sft" for model in interface_models), *gate_runs, *cot_runs])
-    interface_numbers, interface_claims = interface.collect(interface_models)
     gate_numbers, gate_claims = gate_routing.collect(gate_runs)
-    micro = {
-        "interface": interface_claims,
+    micro: dict[str, Sequence[Claim]] = {
         "gate_routing": gate_claims,
         "cot_probe": cot_probe.claims_of(read_probes(cot_runs, COT_PROBE_FILE)),
     }
+    if interface_models:
+        micro = {"interface": interface.collect(interface_models)[1], **micro}
+    of_nano = next(iter(nano["interface"]["variants"].values()))["parameters"]
     results = {
         "compared": compare(nano, micro),
         "routers": {NANO: nano["gate_routing"]["routers"], MICRO: gate_numbers["routers"]},
-        "variants": {NANO: nano["interface"]["variants"], MICRO: interface_numbers["variants"]},
+        "parameters": {NANO: of_nano, MICRO: parameters_of(RunFolder(gate_runs[0]).settings())},
     }
     return results, headlines(micro)
 
@@ -161,10 +164,9 @@ def table(results: Mapping[str, Any]) -> str:
         ]
         for entry in compared
     ]
-    parameters = {size: next(iter(variants.values()))["parameters"] for size, variants in results["variants"].items()}
     sizes = "; ".join(
         f"{size}: language model of {count['language_model']:,} parameters, {count['added']:,} added"
-        for size, count in parameters.items()
+        for size, count in results["parameters"].items()
     )
     same = sum(entry["same_side"] for entry in compared)
     return "\n\n".join(
@@ -214,8 +216,9 @@ def draw(compared: Sequence[Mapping[str, Any]]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--interface", "--gate", "--cot"):
+    for name in ("--gate", "--cot"):
         parser.add_argument(name, nargs="+", type=Path, required=True)
+    parser.add_argument("--interface", nargs="*", type=Path, default=[])
     given = parser.parse_args()
     results, claims = collect(nano_results(), given.interface, given.gate, given.cot)
     with styled():

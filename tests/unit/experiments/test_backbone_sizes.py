@@ -80,6 +80,16 @@ def test_both_sizes_are_compared_claim_by_claim(tmp_path: Path, sizes: dict[str,
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == in_points
 
 
+def test_the_interface_may_be_left_out(tmp_path: Path, sizes: dict[str, Runs]) -> None:
+    nano = collect_nano(tmp_path, sizes["nano"])
+    whole, _ = backbone_sizes.collect(nano, **sizes["micro"])
+    results, claims = backbone_sizes.collect(nano, **{**sizes["micro"], "interface_models": []})
+    left = [entry for entry in whole["compared"] if entry["study"] != "interface"]
+    assert 0 < len(left) < len(whole["compared"])
+    assert results == {**whole, "compared": left}
+    assert [claim.id for claim in claims] == [id for id in backbone_sizes.HEADLINES if not id.startswith("interface")]
+
+
 def test_what_cannot_be_compared_across_sizes(tmp_path: Path, sizes: dict[str, Runs]) -> None:
     with pytest.raises(DataError, match=r"interface, gate_routing, cot_probe: no results\.json"):
         backbone_sizes.nano_results(tmp_path)
