@@ -43,7 +43,7 @@ CHECKS: dict[str, Check] = {
         "NaN or Inf in a loss, a gradient or an embedding", "training, evaluation", "error", has_switch=False
     ),
     "adapter_gradients": Check("adapters and LoRA matrices that receive no gradient", "training", "error"),
-    "loss_spike": Check("a loss far above its last 50 values on the same source", "training", "warning"),
+    "loss_spike": Check("a loss twice in a row far above its last 50 values on the same source", "training", "warning"),
     "batch_rows": Check(
         "batches whose rows are not those that the seed and the step give: repeated or dropped samples",
         "training",

@@ -128,10 +128,14 @@ def _any(gradient: torch.Tensor) -> bool:
 
 
 class LossWatch:
-    """Keeps the last values of every loss of a step, by the source of its batch: a rare, hard source is no spike."""
+    """Keeps the last values of every loss of a step, by the source of its batch.
+
+    A rare, hard source is no spike, nor is one hard batch: what diverges is still high at the next one.
+    """
 
     def __init__(self) -> None:
         self._values: dict[tuple[str | None, str], deque[float]] = defaultdict(lambda: deque(maxlen=LOSS_WINDOW))
+        self._was_high: dict[tuple[str | None, str], bool] = defaultdict(bool)
 
     def check(self, values: Mapping[str, Any], step: int, source: str | None = None) -> None:
         """Compare the losses of a step with those before it, and the KL divergence in stage 3.
@@ -149,13 +153,16 @@ class LossWatch:
                 middle = median(earlier)
                 # From step to step, so that a falling loss does not count as noise.
                 deviation = 1.4826 / math.sqrt(2) * median(abs(b - a) for a, b in pairwise(earlier))
-                if value - middle > max(SPIKE_DEVIATIONS * deviation, SMALLEST_SPIKE, 0.5 * abs(middle)):
+                high = value - middle > max(SPIKE_DEVIATIONS * deviation, SMALLEST_SPIKE, 0.5 * abs(middle))
+                if high and self._was_high[source, name]:
                     checks.report(
                         "loss_spike",
-                        f"step {step}: {name} is {value:.3f}, the median of the {len(earlier)} steps before"
-                        f"{f' on {source}' if source else ''} is {middle:.3f}. If it does not come down again, resume "
-                        "from an earlier checkpoint with a lower stage.learning_rate or stage.clip_norm",
+                        f"step {step}: {name} is {value:.3f}, and was {earlier[-1]:.3f} the step before; the median of "
+                        f"the last {len(earlier)} steps{f' on {source}' if source else ''} is {middle:.3f}. If it does "
+                        "not come down again, resume from an earlier checkpoint with a lower stage.learning_rate or "
+                        "stage.clip_norm",
                     )
+                self._was_high[source, name] = high
             earlier.append(value)
 
 

@@ -96,23 +96,23 @@ def test_without_its_check_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
 
 class Spiking:
-    """Multiplies one step's loss as it is logged."""
+    """Multiplies the losses of some steps as they are logged."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, *steps: int) -> None:
+        self.steps = steps
 
     def values(self) -> Iterator[dict[str, float]]:
         generator = torch.Generator().manual_seed(0)
         for step in range(60):
             noise = 0.1 * float(torch.randn((), generator=generator))
-            factor = 4.0 if step == self.step else 1.0
+            factor = 4.0 if step in self.steps else 1.0
             yield {"train/loss_cot": factor * (2.0 - 0.02 * step + noise), "lr/reasoning": 1000.0 * step}
 
 
 @pytest.mark.parametrize("step", [25, 59])
 def test_a_loss_spike_is_reported_with_its_step(step: int, reported: list[tuple[str, str]]) -> None:
     watch = LossWatch()
-    for number, values in enumerate(Spiking(step).values()):
+    for number, values in enumerate(Spiking(step - 1, step).values()):
         watch.check(values, number)
     ((name, message),) = reported
     assert name == "loss_spike"
@@ -121,18 +121,21 @@ def test_a_loss_spike_is_reported_with_its_step(step: int, reported: list[tuple[
 
 def test_a_source_with_losses_of_its_own_is_no_spike(reported: list[tuple[str, str]]) -> None:
     watch = LossWatch()
-    for number, values in enumerate(Spiking(50).values()):
+    for number, values in enumerate(Spiking(49, 50).values()):
         watch.check(values, number, "easy")
         if number % 7 == 3:
             watch.check({"train/loss_cot": 30.0}, number, "rare and hard")
     ((_, message),) = reported
     assert message.startswith("step 50: train/loss_cot is")
-    assert "steps before on easy is" in message
+    assert "steps on easy is" in message
 
 
-def test_a_falling_loss_is_no_spike(reported: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize("hard_batches", [(), (30, 40, 42)])
+def test_a_falling_loss_and_single_hard_batches_are_no_spike(
+    hard_batches: tuple[int, ...], reported: list[tuple[str, str]]
+) -> None:
     watch = LossWatch()
-    for number, values in enumerate(Spiking(-1).values()):
+    for number, values in enumerate(Spiking(*hard_batches).values()):
         watch.check(values, number)
     assert reported == []
 
