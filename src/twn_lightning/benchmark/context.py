@@ -68,7 +68,8 @@ class Row:
         value = self.value(column)
         if not isinstance(value, list):
             raise DataError(f"{self.where}: column '{column}' must be a list of strings, got {_shown(value)}")
-        for position, element in enumerate(value):
+        others = set(map(type, value)) - {str}
+        for position, element in enumerate(value if others else ()):
             if not isinstance(element, str):
                 raise DataError(
                     f"{self.where}: element {position} of column '{column}' must be a string, got {_shown(element)}"

@@ -102,6 +102,22 @@ class RowEntry:
             self._candidates[key] = self._builder.new_candidate(key, text, media, instruction, self._row.where)
         self._listed.append(key)
 
+    def candidates(self, keys: Sequence[str], describe: Callable[[int], tuple[str, MediaOf, str | None]]) -> None:
+        """Many candidates, such as the thousand that each query of a task lists: as `candidate` for one after another.
+
+        Args:
+            keys: their identities.
+            describe: text, media and instruction of the candidate at a position of `keys`; asked for new ones only.
+
+        Raises:
+            DataError: as `candidate`.
+        """
+        own, known = self._candidates, self._builder.known
+        for position in [place for place, key in enumerate(keys) if key not in known]:
+            if (key := keys[position]) not in own:
+                own[key] = self._builder.new_candidate(key, *describe(position), self._row.where)
+        self._listed += keys
+
 
 class RowBuilder:
     """Collects a task's items row by row.

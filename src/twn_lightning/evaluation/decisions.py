@@ -121,5 +121,5 @@ def _thumbnail(item: Item) -> bytes | None:
     picture = Image.fromarray(pixels)
     picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG")
     return buffer.getvalue()

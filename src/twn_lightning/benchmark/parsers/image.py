@@ -6,10 +6,11 @@ protocol items keep the white space of VLM2Vec's prompts, line breaks included; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from twn_lightning.benchmark.context import LoadContext, Row
-from twn_lightning.benchmark.rows import RowBuilder, TaskRows
+from twn_lightning.benchmark.rows import MediaOf, RowBuilder, TaskRows
 from twn_lightning.errors import DataError
 from twn_lightning.types import Media
 
@@ -72,8 +73,7 @@ def _to_text(context: LoadContext, on_new_line: bool = False) -> TaskRows:
             instruction, text = _asked_of_image(context, row, on_new_line)
             image = _image(context, row.text("qry_img_path"), row)
             entry.query(text, answers[:1], media=image, instruction=instruction)
-            for answer in answers:
-                entry.candidate(answer, answer, instruction="")
+            entry.candidates(answers, partial(_written, answers))
     return rows.finish()
 
 
@@ -89,9 +89,8 @@ def _to_image(context: LoadContext, from_image: bool) -> TaskRows:
             instruction, text = _asked_of_image(context, row, True) if from_image else _asked(context, row)
             media = _image(context, row.text("qry_img_path"), row) if from_image else ()
             entry.query(text, keys[:1], media=media, instruction=instruction)
-            shown = _shown(context, row, captions, from_image)
-            for key, path, (instruction, text) in zip(keys, paths, shown, strict=True):
-                entry.candidate(key, text, media=partial(_image, context, path, row), instruction=instruction)
+            shown = partial(_shown, context, _instruction(row, "tgt_inst"), captions, from_image)
+            entry.candidates(keys, partial(_pictured, context, row, paths, shown))
     return rows.finish()
 
 
@@ -111,15 +110,29 @@ def _asked_of_image(context: LoadContext, row: Row, on_new_line: bool) -> tuple[
     return _behind_image("\n" + instruction.strip() if on_new_line else instruction, text)
 
 
-def _shown(context: LoadContext, row: Row, captions: list[str], from_image: bool) -> list[tuple[str, str]]:
-    """Instruction and text of each candidate; VLM2Vec shows captions only where a row's first one is not blank."""
-    instruction = _instruction(row, "tgt_inst")
-    with_captions = bool(captions and captions[0].strip())
+def _written(answers: list[str], position: int) -> tuple[str, MediaOf, str]:
+    """Text, no media and no instruction of one of a row's answers."""
+    return answers[position], (), ""
+
+
+def _pictured(
+    context: LoadContext, row: Row, paths: list[str], shown: Callable[[int], tuple[str, str]], position: int
+) -> tuple[str, MediaOf, str]:
+    """Text, image and instruction of one of a row's images."""
+    instruction, text = shown(position)
+    return text, partial(_image, context, paths[position], row), instruction
+
+
+def _shown(
+    context: LoadContext, instruction: str, captions: list[str], from_image: bool, position: int
+) -> tuple[str, str]:
+    """Instruction and text of a candidate; VLM2Vec shows captions only where a row's first one is not blank."""
+    text, with_captions = captions[position], bool(captions[0].strip())
     if context.protocol.prompts == "qwen3":
-        return [("", (text if with_captions else "") if from_image else text.strip()) for text in captions]
+        return "", (text if with_captions else "") if from_image else text.strip()
     if not with_captions:
-        return [_behind_image(instruction, "", end="" if from_image else "\n")] * len(captions)
-    return [_behind_image(instruction, text) if text else _behind_image(f"{instruction} ", "") for text in captions]
+        return _behind_image(instruction, "", end="" if from_image else "\n")
+    return _behind_image(instruction, text) if text else _behind_image(f"{instruction} ", "")
 
 
 def _behind_image(instruction: str, text: str, end: str = "\n") -> tuple[str, str]:
