@@ -18,19 +18,29 @@ from twn_lightning.stopping import Stopped
 
 _BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 """What the system says where a path itself is at fault."""
+_COMMANDS = {
+    **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"},
+    **{code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+}
+"""Characters that command a terminal (an escape sequence begins with one) or reorder its text -> what is shown."""
 
 
-class _WithoutSecrets(logging.Formatter):
-    """Messages and tracebacks as text, redacted: a library's error may quote an address with a token in it."""
+def visible(text: str) -> str:
+    r"""Text of a model, a data set or a file name for a terminal, which it must not command: `\x1b` for an escape."""
+    return text.translate(_COMMANDS)
+
+
+class _ForPeople(logging.Formatter):
+    """Messages and tracebacks as text. A library's error may quote an address with a token in it: redacted."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return visible(redact(super().format(record)))
 
 
 def configure_logging() -> None:
     """Show this package's messages, once per machine, and of its libraries only what went wrong; no secrets."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_WithoutSecrets("%(message)s"))
+    handler.setFormatter(_ForPeople("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     sys.excepthook = _print_traceback
     first = local_rank() == 0
@@ -65,12 +75,12 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except TWNError as error:
         if os.environ.get("TWN_DEBUG"):
             raise
-        print(f"twn: {redact(str(error))}", file=sys.stderr)
+        print(f"twn: {visible(redact(str(error)))}", file=sys.stderr)
         return 2
     except OSError as error:
         if os.environ.get("TWN_DEBUG") or error.errno not in _BAD_PATH or error.filename is None:
             raise
-        print(f"twn: {redact(f'{error.filename!s:.300}: {error.strerror}')}", file=sys.stderr)
+        print(f"twn: {visible(redact(f'{error.filename!s:.300}: {error.strerror}'))}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"twn: stopped by {stopped.signal.name}", file=sys.stderr)
@@ -82,4 +92,4 @@ def exit_code(work: Callable[[], int | None]) -> int:
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What the interpreter prints of an exception that nobody caught, redacted: a sweep keeps it in a job's log."""
-    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+    print(visible(redact("".join(traceback.format_exception(kind, error, trace)))), file=sys.stderr, end="")

@@ -19,6 +19,7 @@ from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.evaluation.embed import EmbedSettings, embed_inputs
 from twn_lightning.evaluation.encoders import default_mode
 from twn_lightning.evaluation.inputs import Inputs, read_inputs, read_source
+from twn_lightning.messages import visible
 from twn_lightning.settings import DataSettings
 from twn_lightning.types import Side
 
@@ -157,7 +158,7 @@ def _report(record: dict[str, Any], output: Path) -> None:
         markup=False,
     )
     for entry in record["skipped"][:SHOWN_SKIPPED]:
-        console.print(f"  skipped {entry['key']}: {entry['reason']}", markup=False)
+        console.print(visible(f"  skipped {entry['key']}: {entry['reason']}"), markup=False)
     if len(record["skipped"]) > SHOWN_SKIPPED:
         console.print(f"  and {len(record['skipped']) - SHOWN_SKIPPED} more, listed in embed.json")
     print(f"results: {output}")

@@ -19,6 +19,7 @@ from twn_lightning.backbone.processor import PromptProcessor
 from twn_lightning.commands import parser
 from twn_lightning.data.sources import SPLITS, PairSource, get_source, require_split
 from twn_lightning.errors import DataError
+from twn_lightning.messages import visible
 from twn_lightning.types import Item, Media, Pair
 
 HISTOGRAM_BINS = 12
@@ -73,7 +74,7 @@ def _tasks(source: PairSource, split: str, pairs: Sequence[Pair]) -> Table:
         rows = [pair for pair in pairs if pair.source == task]
         steps = Counter(pair.steps for pair in rows if pair.steps is not None)
         table.add_row(
-            Text(task),
+            Text(visible(task)),
             str(len(rows)),
             str(len({pair.target_hash for pair in rows})),
             str(len(source.candidates(split, task))),  # type: ignore[arg-type]  # checked by require_split
@@ -131,9 +132,9 @@ def _row(processor: PromptProcessor, pair: Pair) -> Panel:
     ]
     for name, value in fields:
         text.append(f"{name}: ", "bold")
-        text.append(f"{value}\n")
+        text.append(f"{visible(value)}\n")
     text.rstrip()
-    return Panel(text, title=Text(f"{pair.source}  {pair.query.key}"), title_align="left")
+    return Panel(text, title=Text(visible(f"{pair.source}  {pair.query.key}")), title_align="left")
 
 
 def _describe(medium: Media) -> str:

@@ -34,6 +34,7 @@ from twn_lightning.evaluation.search import (
     search_items,
     stored_record,
 )
+from twn_lightning.messages import visible
 from twn_lightning.types import EmbeddingMode, Item, Media, Side
 
 
@@ -127,7 +128,9 @@ def _embed(
             progress=lambda done: progress.advance(bar, done),
         )
     for entry in stored.record["skipped"]:
-        Console(highlight=False, soft_wrap=True).print(f"skipped {entry['key']}: {entry['reason']}", markup=False)
+        Console(highlight=False, soft_wrap=True).print(
+            visible(f"skipped {entry['key']}: {entry['reason']}"), markup=False
+        )
     return stored
 
 
@@ -168,13 +171,12 @@ def _show(answer: Answer) -> None:
     probability = "" if answer.probability is None else f" (gate {answer.probability:.3f})"
     console.print(f"the query {'thought' if answer.think else 'did not think'}{probability}", markup=False)
     if answer.cot:
-        console.print(answer.cot, markup=False)
+        console.print(visible(answer.cot), markup=False)
     table = Table()
     for header, justify in (("rank", "right"), ("score", "right"), ("key", "left"), ("path", "left"), ("text", "left")):
         table.add_column(header, justify=justify)  # type: ignore[arg-type]  # rich's Literal of the same words
     for rank, hit in enumerate(answer.hits, start=1):
         document = hit.document
-        table.add_row(
-            str(rank), f"{hit.score:.4f}", Text(document.key), Text(document.path or ""), Text(document.text[:80])
-        )
+        named = (document.key, document.path or "", document.text[:80])
+        table.add_row(str(rank), f"{hit.score:.4f}", *(Text(visible(part)) for part in named))
     console.print(table)

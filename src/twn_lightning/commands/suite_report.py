@@ -14,6 +14,7 @@ from twn_lightning.benchmark.aggregate import Aggregate
 from twn_lightning.benchmark.registry import MODALITIES, SUITE
 from twn_lightning.commands.tables import table_console
 from twn_lightning.evaluation.benchmark_suite import SuiteProgress, SuiteResult
+from twn_lightning.messages import visible
 from twn_lightning.run import is_first_process
 from twn_lightning.types import Side
 
@@ -66,7 +67,7 @@ class SuiteBars(SuiteProgress):
 
     def _say(self, line: str) -> None:
         if is_first_process():
-            self._progress.console.print(line, highlight=False, markup=False)
+            self._progress.console.print(visible(line), highlight=False, markup=False)
 
 
 def print_suite(result: SuiteResult, means: Aggregate) -> None:
@@ -87,7 +88,7 @@ def print_suite(result: SuiteResult, means: Aggregate) -> None:
     lines += [f"results: {result.folder}"]
     lines += [f"compare: twn aggregate {result.file}"] if means.suite == SUITE else []
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(scores: Mapping[str, Any]) -> list[str]:
