@@ -48,7 +48,7 @@ class TWNEncoder:
     """
 
     def __init__(
-        self, item_encoder: twn.TWNEncoder, folder: Path, matryoshka_dims: Sequence[int], model: ModelSettings
+        self, item_encoder: twn.AdaptiveEncoder, folder: Path, matryoshka_dims: Sequence[int], model: ModelSettings
     ) -> None:
         self.item_encoder = item_encoder
         self.folder = folder
@@ -90,7 +90,7 @@ class TWNEncoder:
         settings = _model_settings(folder, {"name": model} if isinstance(model, str) else model or {})
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         backbone, gate, calibrated = twn.load_trained(settings, str(folder), device=device)
-        item_encoder = twn.TWNEncoder(
+        item_encoder = twn.AdaptiveEncoder(
             backbone,
             gate,
             calibrated if threshold is None else threshold,

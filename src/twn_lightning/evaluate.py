@@ -23,7 +23,7 @@ from twn_lightning.data.sources import get_source
 from twn_lightning.evaluation.benchmark_suite import SuiteProgress, SuiteResult, run_suite
 from twn_lightning.evaluation.embedding_cache import EmbeddingCache, identity_digest
 from twn_lightning.evaluation.encoders import Encoder, get_encoder
-from twn_lightning.evaluation.encoders.twn import TWNEncoder, load_trained
+from twn_lightning.evaluation.encoders.twn import AdaptiveEncoder, load_trained
 from twn_lightning.evaluation.ranks import failing_together, from_first
 from twn_lightning.evaluation.repeat import encoder_record, repeat_record
 from twn_lightning.evaluation.suite import Evaluation, evaluate_source, run_key_of
@@ -99,7 +99,7 @@ def evaluate(
         "exit_tolerance": settings.evaluation.exit_tolerance,
     }
     digest = identity_digest(rules)[:8]
-    encoder = TWNEncoder(backbone, gate, threshold, settings.data.max_new_tokens)
+    encoder = AdaptiveEncoder(backbone, gate, threshold, settings.data.max_new_tokens)
     key = run_key_of(threshold, mode.value, EmbeddingMode.DISCRIMINATIVE.value, digest)
     evaluation.write(run, key, encoder_record(encoder, mode, settings))
     summary = _summarise(settings, evaluation, backbone, run, started, stages=stages, extra=extra)
@@ -196,7 +196,7 @@ def evaluate_nano_tasks(
     result = score_tasks(settings, run, encoder, tasks, protocol, progress)
     means = aggregate({name: scores["score"] for name, scores in result.scores.items()}, NANO_SUITE)
     summary = decisions = None
-    if isinstance(encoder, TWNEncoder) and is_first_process():
+    if isinstance(encoder, AdaptiveEncoder) and is_first_process():
         evaluation = evaluate_outcomes(
             encoder,
             tasks,

@@ -26,7 +26,7 @@ from tests.unit.live.test_question import video_bytes
 from twn_lightning import cli
 from twn_lightning.data.sources import get_source
 from twn_lightning.errors import ConfigError
-from twn_lightning.evaluation.encoders.twn import TWNEncoder, load_trained
+from twn_lightning.evaluation.encoders.twn import AdaptiveEncoder, load_trained
 from twn_lightning.gate.routing_gate import RoutingGate
 from twn_lightning.live.corpus import encode_corpus
 from twn_lightning.live.limits import Limits
@@ -111,7 +111,7 @@ def test_the_answer_is_the_encoders(look: Look) -> None:
     status, answer = ask(look.address, text=text, task="nano/follow", media=base64.b64encode(picture).decode())
     assert status == 200
     settings = RunFolder(look.run).settings()
-    encoder = TWNEncoder(*load_trained(), max_new_tokens=settings.data.max_new_tokens)
+    encoder = AdaptiveEncoder(*load_trained(), max_new_tokens=settings.data.max_new_tokens)
     expected = encoder.encode([query], Side.QUERY, EmbeddingMode.ADAPTIVE)
     assert expected.probability_N is not None
     assert expected.think_N is not None
@@ -213,7 +213,7 @@ def test_it_fits_a_phone(look: Look, window: Browser, scheme: str) -> None:
 
 @needs_browser
 def test_hostile_names_questions_and_answers_stay_text(tmp_path: Path, window: Browser) -> None:
-    encoder = TWNEncoder(random_backbone(0.1), None)
+    encoder = AdaptiveEncoder(random_backbone(0.1), None)
     corpus = encode_corpus(encoder, {HOSTILE: [Item(HOSTILE, "", HOSTILE)]})
     folder = tmp_path / "run<img src=x onerror=alert(1)>"
     folder.mkdir()
@@ -249,7 +249,7 @@ def test_hostile_names_questions_and_answers_stay_text(tmp_path: Path, window: B
 
 
 def test_a_video_is_answered_as_the_encoder_reads_it(tmp_path: Path) -> None:
-    encoder = TWNEncoder(random_backbone(0.1), None, max_new_tokens=4)
+    encoder = AdaptiveEncoder(random_backbone(0.1), None, max_new_tokens=4)
     corpus = encode_corpus(encoder, {"t/one": [Item("a", "", "red 1"), Item("b", "", "blue 2")]})
     content = video_bytes(tmp_path)
     answer = RunModel(encoder, corpus).answer(Question("what moves", None, content, is_video=True))
@@ -260,7 +260,7 @@ def test_a_video_is_answered_as_the_encoder_reads_it(tmp_path: Path) -> None:
 
 
 def test_adapters_without_a_gate_always_think_and_decide_nothing() -> None:
-    encoder = TWNEncoder(random_backbone(0.1), None, max_new_tokens=4)
+    encoder = AdaptiveEncoder(random_backbone(0.1), None, max_new_tokens=4)
     model = RunModel(encoder, encode_corpus(encoder, {"t/one": [Item("a", "", "red 1"), Item("b", "", "blue 2")]}))
     answer = model.answer(Question("red"))
     assert answer["probability"] is None
@@ -271,9 +271,9 @@ def test_adapters_without_a_gate_always_think_and_decide_nothing() -> None:
 def test_a_gate_decides_by_its_threshold() -> None:
     backbone = random_backbone(0.1)
     gate = RoutingGate(2 * backbone.hidden_size, 8).eval()
-    corpus = encode_corpus(TWNEncoder(backbone, gate), {"t/one": [Item("a", "", "red 1")]})
+    corpus = encode_corpus(AdaptiveEncoder(backbone, gate), {"t/one": [Item("a", "", "red 1")]})
     for threshold, think in ((0.0, True), (1.0, False)):
-        encoder = TWNEncoder(backbone, gate, threshold, max_new_tokens=4)
+        encoder = AdaptiveEncoder(backbone, gate, threshold, max_new_tokens=4)
         assert RunModel(encoder, corpus).answer(Question("red"))["think"] is think
 
 
@@ -296,7 +296,7 @@ def test_a_training_run_answers_with_its_own_adapters(tmp_path: Path) -> None:
     save_undecided_adapters(run.adapters)
     model = load_run_model(run.path, "cpu", limit=20, limits=Limits())
     there, _, _ = load_trained(settings.model, str(run.adapters))
-    assert model.encoder.model_name() == TWNEncoder(there, None).model_name()
+    assert model.encoder.model_name() == AdaptiveEncoder(there, None).model_name()
     assert 0 < model.answer(Question("red 1"))["probability"] < 1
 
 
@@ -326,4 +326,4 @@ def test_relative_adapters_are_found_from_elsewhere(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path / "elsewhere")
     model = load_run_model(run.path, "cpu", limit=20, limits=Limits())
     there, _, _ = load_trained(settings.model, str(tmp_path / settings.adapters.init_from))
-    assert model.encoder.model_name() == TWNEncoder(there, None).model_name()
+    assert model.encoder.model_name() == AdaptiveEncoder(there, None).model_name()

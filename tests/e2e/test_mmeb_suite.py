@@ -14,7 +14,7 @@ from tests.support.tiny_adapters import save_undecided_adapters
 from twn_lightning import cli
 from twn_lightning.benchmark.registry import all_tasks
 from twn_lightning.evaluation.encoders.protocol import EncodedItems
-from twn_lightning.evaluation.encoders.twn import TWNEncoder
+from twn_lightning.evaluation.encoders.twn import AdaptiveEncoder
 from twn_lightning.evaluation.task_scores import BENCHMARK_KEYS
 from twn_lightning.run import RunFolder
 from twn_lightning.settings import Settings
@@ -87,9 +87,9 @@ def test_an_interrupted_evaluation_goes_on_in_its_folder(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encode, calls = TWNEncoder.encode, [0]
+    encode, calls = AdaptiveEncoder.encode, [0]
 
-    def interrupted(self: TWNEncoder, *arguments: Any, **options: Any) -> EncodedItems:
+    def interrupted(self: AdaptiveEncoder, *arguments: Any, **options: Any) -> EncodedItems:
         calls[0] += 1
         if calls[0] == 4:
             raise KeyboardInterrupt
@@ -98,7 +98,7 @@ def test_an_interrupted_evaluation_goes_on_in_its_folder(
     assert cli.main(arguments(mirror, tmp_path / "straight", adapters, "name=mine", *FEW)) == 0
     (file,) = tmp_path.glob("straight/run/eval/mmeb_v2/*/mmeb_v2.json")
     assert json.loads(file.read_text())["metadata"]["model_name"] == "mine"
-    monkeypatch.setattr(TWNEncoder, "encode", interrupted)
+    monkeypatch.setattr(AdaptiveEncoder, "encode", interrupted)
     assert cli.main(arguments(mirror, tmp_path / "cut", adapters, *FEW)) == 130
     assert "continue with: the same command" in capsys.readouterr().err
     status = RunFolder(tmp_path / "cut" / "run").read_status()

@@ -15,7 +15,7 @@ from twn_lightning.backbone.loading import adapters_folder, model_of
 from twn_lightning.backbone.packaged import PACKAGED, default_adapters
 from twn_lightning.errors import ConfigError, unknown_name
 from twn_lightning.evaluation.encoders import ENCODERS, Encoder, default_cot_cap, get_encoder
-from twn_lightning.evaluation.encoders.twn import TWNEncoder
+from twn_lightning.evaluation.encoders.twn import AdaptiveEncoder
 from twn_lightning.settings import ModelSettings
 from twn_lightning.types import EmbeddingMode
 
@@ -77,7 +77,7 @@ def load_encoder(
         batch_size=values["batch_size"],
     )
     if "threshold" in values:
-        if not isinstance(encoder, TWNEncoder) or encoder.gate is None:
+        if not isinstance(encoder, AdaptiveEncoder) or encoder.gate is None:
             raise ConfigError("--threshold is the gate's, and this encoder has none")
         encoder.threshold = values["threshold"]
     return encoder, values

@@ -14,7 +14,7 @@ from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.decisions import item_picture
 from twn_lightning.evaluation.embedding_cache import EmbeddingCache
 from twn_lightning.evaluation.encoders import get_encoder
-from twn_lightning.evaluation.encoders.twn import TWNEncoder
+from twn_lightning.evaluation.encoders.twn import AdaptiveEncoder
 from twn_lightning.live.corpus import Corpus, Neighbour, encode_corpus, run_candidates
 from twn_lightning.live.limits import Limits
 from twn_lightning.live.question import Question, item_of
@@ -38,7 +38,7 @@ class RunModel:
         limits: of questions.
     """
 
-    encoder: TWNEncoder
+    encoder: AdaptiveEncoder
     corpus: Corpus
     limits: Limits = field(default_factory=Limits)
 
@@ -135,7 +135,7 @@ def load_run_model(folder: Path, device: str, *, limit: int, limits: Limits) -> 
         threshold=settings.gate.threshold,
         exit_tolerance=settings.evaluation.exit_tolerance,
     )
-    assert isinstance(encoder, TWNEncoder)
+    assert isinstance(encoder, AdaptiveEncoder)
     candidates, mode = run_candidates(settings)
     cache = EmbeddingCache(settings.task.cache_root, settings.task.cache)
     return RunModel(encoder, encode_corpus(encoder, candidates, mode, limit=limit, cache=cache), limits)

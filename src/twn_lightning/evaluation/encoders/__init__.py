@@ -38,11 +38,11 @@ class EncoderRequest:
 
 def _twn(request: EncoderRequest) -> Encoder:
     from twn_lightning.backbone.early_exit import ExitRule
-    from twn_lightning.evaluation.encoders.twn import TWNEncoder, load_trained
+    from twn_lightning.evaluation.encoders.twn import AdaptiveEncoder, load_trained
 
     backbone, gate, threshold = load_trained(request.model, request.adapters_path, request.threshold, request.device)
     exit_rule = None if request.exit_tolerance is None else ExitRule(request.exit_tolerance)
-    return TWNEncoder(backbone, gate, threshold, request.max_new_tokens, request.batch_size, exit_rule=exit_rule)
+    return AdaptiveEncoder(backbone, gate, threshold, request.max_new_tokens, request.batch_size, exit_rule=exit_rule)
 
 
 def _discriminative(style: str) -> Callable[[EncoderRequest], Encoder]:

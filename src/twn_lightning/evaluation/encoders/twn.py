@@ -36,7 +36,7 @@ def _in_use(backbone: DualLoRABackbone) -> threading.RLock:
         return _LOCKS.setdefault(backbone, threading.RLock())
 
 
-class TWNEncoder:
+class AdaptiveEncoder:
     """Discriminative, generative and, with a gate, adaptive embeddings.
 
     Several threads may share one, and several encoders a backbone: it switches adapters while it reads, so calls are

@@ -14,7 +14,7 @@ from twn_lightning.backbone.encoding import encode
 from twn_lightning.backbone.layout import save
 from twn_lightning.errors import AdapterError, ConfigError, DataError, NumericalError
 from twn_lightning.evaluation.encoders.protocol import Encoder, GatedEncoder, NamedModel
-from twn_lightning.evaluation.encoders.twn import TWNEncoder, decoded_ahead, load_trained
+from twn_lightning.evaluation.encoders.twn import AdaptiveEncoder, decoded_ahead, load_trained
 from twn_lightning.settings import ModelSettings
 from twn_lightning.types import EmbeddingMode, Item, Media, Side
 
@@ -33,7 +33,7 @@ def middle(backbone, gate, items):
 def test_equals_plain_encoding_in_any_batch(batch_size, mode, backbone, make_gate, closing, peer_items):
     gate = make_gate()
     threshold = middle(backbone, gate, peer_items)
-    encoder = TWNEncoder(backbone, gate, threshold, max_new_tokens=3, batch_size=batch_size)
+    encoder = AdaptiveEncoder(backbone, gate, threshold, max_new_tokens=3, batch_size=batch_size)
     done = []
     found = encoder.encode(peer_items, Side.QUERY, mode, done.append)
     assert isinstance(encoder, Encoder)
@@ -72,7 +72,7 @@ def test_encoders_that_share_a_backbone_take_turns(mode, backbone, peer_items, m
         return found
 
     monkeypatch.setattr(backbone, "reason", slow_reason)
-    encoders = [TWNEncoder(backbone, None, max_new_tokens=2) for _ in range(4)]
+    encoders = [AdaptiveEncoder(backbone, None, max_new_tokens=2) for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda encoder: encoder.encode(peer_items, Side.QUERY, mode), encoders))
     assert len(most) >= 4
@@ -96,14 +96,14 @@ def test_decoding_ahead_changes_no_prompt(max_frames, backbone, peer_items):
 
 def test_batches_are_capped_by_tokens(backbone, peer_items):
     sizes = []
-    encoder = TWNEncoder(backbone, None, batch_tokens=150)
+    encoder = AdaptiveEncoder(backbone, None, batch_tokens=150)
     encoder.encode(peer_items, Side.QUERY, PLAIN, sizes.append)
     assert sum(sizes) == len(peer_items)
     assert 1 < len(sizes) < len(peer_items)
 
 
 def test_a_gate_with_sides_is_told_the_side(backbone, make_gate, peer_items):
-    encoder = TWNEncoder(backbone, make_gate(use_side=True), 0.5, max_new_tokens=2)
+    encoder = AdaptiveEncoder(backbone, make_gate(use_side=True), 0.5, max_new_tokens=2)
     found = [encoder.encode(peer_items, side, ADAPTIVE).probability_N for side in Side]
     assert np.abs(found[0] - found[1]).max() > 1e-3
     assert encoder.identity(Side.QUERY, ADAPTIVE) != encoder.identity(Side.CANDIDATE, ADAPTIVE)
@@ -111,7 +111,7 @@ def test_a_gate_with_sides_is_told_the_side(backbone, make_gate, peer_items):
 
 
 def test_identity_follows_every_trained_value(backbone, make_gate):
-    encoder = TWNEncoder(backbone, make_gate(), 0.5, max_new_tokens=4)
+    encoder = AdaptiveEncoder(backbone, make_gate(), 0.5, max_new_tokens=4)
     seen = set()
 
     def distinct():
@@ -139,7 +139,7 @@ def test_identity_follows_every_trained_value(backbone, make_gate):
 
 
 def test_decisions_are_those_of_adaptive_encoding_and_decode_nothing(backbone, make_gate, peer_items, monkeypatch):
-    encoder = TWNEncoder(backbone, make_gate(use_side=True), 0.5, max_new_tokens=2)
+    encoder = AdaptiveEncoder(backbone, make_gate(use_side=True), 0.5, max_new_tokens=2)
     expected = encoder.encode(peer_items, Side.CANDIDATE, ADAPTIVE)
     monkeypatch.setattr("twn_lightning.backbone.encoding.decode_cots", None)
     found = encoder.decide(peer_items, Side.CANDIDATE)
@@ -147,24 +147,24 @@ def test_decisions_are_those_of_adaptive_encoding_and_decode_nothing(backbone, m
     np.testing.assert_array_equal(found.probability_N, expected.probability_N)
     assert isinstance(encoder, GatedEncoder)
     with pytest.raises(ConfigError, match="unknown mode 'adaptive'"):
-        TWNEncoder(backbone, None).decide(peer_items, Side.QUERY)
+        AdaptiveEncoder(backbone, None).decide(peer_items, Side.QUERY)
 
 
 def test_a_decision_outlives_threshold_and_cap_but_no_gate(backbone, make_gate):
     gate = make_gate(use_side=True)
-    first = TWNEncoder(backbone, gate, 0.5, max_new_tokens=2).decision_identity(Side.QUERY)
-    assert TWNEncoder(backbone, gate, 0.7, max_new_tokens=9).decision_identity(Side.QUERY) == first
-    assert TWNEncoder(backbone, gate, 0.5).decision_identity(Side.CANDIDATE) != first
+    first = AdaptiveEncoder(backbone, gate, 0.5, max_new_tokens=2).decision_identity(Side.QUERY)
+    assert AdaptiveEncoder(backbone, gate, 0.7, max_new_tokens=9).decision_identity(Side.QUERY) == first
+    assert AdaptiveEncoder(backbone, gate, 0.5).decision_identity(Side.CANDIDATE) != first
     for changed in (gate.outer.bias, backbone.group_parameters("embedding")[-1]):
         with torch.no_grad():
             changed.view(-1)[-1] += 1e-6
-        second = TWNEncoder(backbone, gate, 0.5, max_new_tokens=2).decision_identity(Side.QUERY)
+        second = AdaptiveEncoder(backbone, gate, 0.5, max_new_tokens=2).decision_identity(Side.QUERY)
         assert second != first
         first = second
 
 
 def test_the_model_is_named_after_backbone_and_adapters(backbone):
-    encoder = TWNEncoder(backbone, None)
+    encoder = AdaptiveEncoder(backbone, None)
     assert isinstance(encoder, NamedModel)
     name = encoder.model_name()
     assert name == f"tiny+{encoder.identity(Side.QUERY, PLAIN)['adapters'][:8]}"
@@ -174,22 +174,22 @@ def test_the_model_is_named_after_backbone_and_adapters(backbone):
 
 
 def test_the_reference_adapter_of_stage_three_is_no_part_of_it(backbone):
-    encoder = TWNEncoder(backbone, None)
+    encoder = AdaptiveEncoder(backbone, None)
     before = encoder.identity(Side.QUERY, THINK)
     backbone.add_reference()
     assert encoder.identity(Side.QUERY, THINK) == before
 
 
 def test_discriminative_vectors_outlive_the_gate_and_the_cap(backbone, make_gate):
-    before = TWNEncoder(backbone, None).identity(Side.CANDIDATE, PLAIN)
-    after = TWNEncoder(backbone, make_gate(), 0.7, max_new_tokens=9).identity(Side.CANDIDATE, PLAIN)
+    before = AdaptiveEncoder(backbone, None).identity(Side.CANDIDATE, PLAIN)
+    after = AdaptiveEncoder(backbone, make_gate(), 0.7, max_new_tokens=9).identity(Side.CANDIDATE, PLAIN)
     assert before == after
     assert json.loads(json.dumps(before)) == before
 
 
 def test_modes_follow_the_gate(backbone, make_gate, peer_items):
-    assert TWNEncoder(backbone, make_gate()).modes == (PLAIN, THINK, ADAPTIVE)
-    bare = TWNEncoder(backbone, None)
+    assert AdaptiveEncoder(backbone, make_gate()).modes == (PLAIN, THINK, ADAPTIVE)
+    bare = AdaptiveEncoder(backbone, None)
     assert bare.modes == (PLAIN, THINK)
     with pytest.raises(ConfigError, match=r"unknown mode 'adaptive'.*train one with stage=gate"):
         bare.encode(peer_items, Side.QUERY, ADAPTIVE)
@@ -203,23 +203,23 @@ def test_embeddings_that_are_not_finite_are_refused(backbone, peer_items):
     with torch.no_grad():
         backbone.queries[0, 0] = torch.inf
     with pytest.raises(NumericalError, match=r"7 of 7 embeddings of a batch contain NaN or Inf: item '"):
-        TWNEncoder(backbone, None).encode(peer_items, Side.QUERY, PLAIN)
+        AdaptiveEncoder(backbone, None).encode(peer_items, Side.QUERY, PLAIN)
 
 
 def test_a_broken_file_ends_the_encoding_with_its_item(backbone, peer_items, tmp_path):
     bad = Item("bad", "Find", "it", (Media("image", tmp_path / "gone.png"),))
     with pytest.raises(DataError, match=r"item 'bad': image .*gone\.png does not exist"):
-        TWNEncoder(backbone, None, batch_size=1).encode([*peer_items, bad], Side.QUERY, PLAIN)
+        AdaptiveEncoder(backbone, None, batch_size=1).encode([*peer_items, bad], Side.QUERY, PLAIN)
 
 
 def test_saved_adapters_come_back_with_gate_and_threshold(backbone, make_gate, tmp_path, peer_items):
     gate = make_gate()
     model = ModelSettings(name="tiny")
     save(backbone, tmp_path, gate.state_dict(), {"gate_threshold": 0.31})
-    encoder = TWNEncoder(*load_trained(model, str(tmp_path), 0.5), max_new_tokens=2)
+    encoder = AdaptiveEncoder(*load_trained(model, str(tmp_path), 0.5), max_new_tokens=2)
     assert not encoder.backbone.training
     assert encoder.threshold == 0.31
-    ours = TWNEncoder(backbone, gate, 0.31, max_new_tokens=2)
+    ours = AdaptiveEncoder(backbone, gate, 0.31, max_new_tokens=2)
     assert encoder.identity(Side.QUERY, ADAPTIVE) == ours.identity(Side.QUERY, ADAPTIVE)
     save(backbone, tmp_path / "bare", None, None)
     _, no_gate, threshold = load_trained(model, str(tmp_path / "bare"), 0.5)

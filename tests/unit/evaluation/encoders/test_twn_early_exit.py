@@ -11,7 +11,7 @@ from twn_lightning.backbone.layout import save
 from twn_lightning.backbone.loading import load_backbone
 from twn_lightning.errors import ConfigError
 from twn_lightning.evaluation.encoders import get_encoder
-from twn_lightning.evaluation.encoders.twn import TWNEncoder
+from twn_lightning.evaluation.encoders.twn import AdaptiveEncoder
 from twn_lightning.settings import AdapterSettings, InterfaceSettings, ModelSettings
 from twn_lightning.types import EmbeddingMode, Side
 
@@ -20,7 +20,7 @@ RULE = ExitRule(1.0, stride=2)
 
 
 def test_it_encodes_as_the_rule_says(backbone, peer_items):
-    found = TWNEncoder(backbone, None, max_new_tokens=6, exit_rule=RULE).encode(peer_items, Side.QUERY, THINK)
+    found = AdaptiveEncoder(backbone, None, max_new_tokens=6, exit_rule=RULE).encode(peer_items, Side.QUERY, THINK)
     expected = encode(backbone, peer_items, THINK, max_new_tokens=6, exit_rule=RULE)
     np.testing.assert_allclose(found.embedding_ND, expected.embedding_ND, atol=3e-6)
     assert found.tokens_N.tolist() == expected.tokens_N.tolist() == [2] * len(peer_items)
@@ -29,7 +29,7 @@ def test_it_encodes_as_the_rule_says(backbone, peer_items):
 
 def test_the_rule_is_part_of_what_thinking_gives_and_of_nothing_else(backbone):
     without, with_rule, other = (
-        TWNEncoder(backbone, None, exit_rule=rule) for rule in (None, RULE, ExitRule(0.5, stride=2))
+        AdaptiveEncoder(backbone, None, exit_rule=rule) for rule in (None, RULE, ExitRule(0.5, stride=2))
     )
     identities = [encoder.identity(Side.QUERY, THINK) for encoder in (without, with_rule, other)]
     assert identities[0] != identities[1] != identities[2] != identities[0]

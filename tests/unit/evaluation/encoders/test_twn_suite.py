@@ -17,7 +17,7 @@ from twn_lightning.evaluation.adaptive_cache import cached_encoder
 from twn_lightning.evaluation.benchmark_suite import SuiteResult, run_suite
 from twn_lightning.evaluation.embedding_cache import EmbeddingCache
 from twn_lightning.evaluation.encoders.protocol import EncodedItems
-from twn_lightning.evaluation.encoders.twn import TWNEncoder
+from twn_lightning.evaluation.encoders.twn import AdaptiveEncoder
 from twn_lightning.gate.routing_gate import RoutingGate
 from twn_lightning.types import EmbeddingMode, Item, Side
 
@@ -27,12 +27,12 @@ ADAPTIVE = EmbeddingMode.ADAPTIVE
 
 def above(count: int, backbone: DualLoRABackbone, gate: RoutingGate, items: list[Item]) -> float:
     """A threshold that so many of the items are above."""
-    probability_N = TWNEncoder(backbone, gate).decide(items, Side.QUERY).probability_N
+    probability_N = AdaptiveEncoder(backbone, gate).decide(items, Side.QUERY).probability_N
     assert probability_N is not None
     return float(np.sort(probability_N).astype(float)[-count - 1 :][:2].mean())
 
 
-def suite(encoder: TWNEncoder, folder: Path, cache: Path | None, query_mode: str = "adaptive") -> SuiteResult:
+def suite(encoder: AdaptiveEncoder, folder: Path, cache: Path | None, query_mode: str = "adaptive") -> SuiteResult:
     protocol = replace(PROTOCOL, query_mode=query_mode)
     return run_suite(
         encoder,
@@ -64,10 +64,10 @@ def test_two_thresholds_a_second_gate_and_the_generative_mode(
     queries = made_task(queries=QUERIES).queries
     high, low, middle = (above(n, backbone, g, queries) for n, g in ((3, gate), (8, gate), (6, other)))
     cases = [
-        ("few", TWNEncoder(backbone, gate, high, max_new_tokens=3), "adaptive"),
-        ("more", TWNEncoder(backbone, gate, low, max_new_tokens=3), "adaptive"),
-        ("all", TWNEncoder(backbone, gate, low, max_new_tokens=3), "generative"),
-        ("gate", TWNEncoder(backbone, other, middle, max_new_tokens=3), "adaptive"),
+        ("few", AdaptiveEncoder(backbone, gate, high, max_new_tokens=3), "adaptive"),
+        ("more", AdaptiveEncoder(backbone, gate, low, max_new_tokens=3), "adaptive"),
+        ("all", AdaptiveEncoder(backbone, gate, low, max_new_tokens=3), "generative"),
+        ("gate", AdaptiveEncoder(backbone, other, middle, max_new_tokens=3), "adaptive"),
     ]
     decoded, thought = [], []
     for name, encoder, mode in cases:
@@ -91,7 +91,7 @@ def test_composed_embeddings_equal_adaptive_encoding(
     gate = make_gate()
 
     def through(threshold: float) -> tuple[EncodedItems, EncodedItems]:
-        encoder = TWNEncoder(backbone, gate, threshold, max_new_tokens=3)
+        encoder = AdaptiveEncoder(backbone, gate, threshold, max_new_tokens=3)
         cached = cached_encoder(encoder, Side.QUERY, ADAPTIVE, EmbeddingCache(tmp_path))
         found = cached.encode(peer_items)
         cached.flush()
