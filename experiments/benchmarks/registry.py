@@ -16,7 +16,7 @@ class Benchmark:
     Args:
         name: of the module; its results are `<name>_cpu.json` and `<name>_cuda.json`.
         rows: the rows of the table of speed that it measures; none for what has no peer.
-        cpu: its arguments on a CPU, where the whole list takes 11 to 12 minutes; None: not there.
+        cpu: its arguments on a CPU, where the whole list takes 9 to 12 minutes; None: not there.
         gpu: its arguments on a GPU; None: not there.
         gpu_minutes: after which it is ended on a GPU; on a CPU after `CPU_MINUTES`.
     """

@@ -136,7 +136,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     options = parser(
         "bench",
         __doc__ or "",
-        """twn bench cpu                     # all of the CPU's, 11 to 12 minutes on two cores; also `make bench`
+        """twn bench cpu                     # all of the CPU's, 9 to 12 minutes on two cores; also `make bench`
         twn bench gpu                     # all of the GPU's, with random weights in Qwen3-VL-4B's shape
         twn bench cpu decode --rows 16    # one; python -m experiments.benchmarks.decode --help lists its arguments""",
     )
