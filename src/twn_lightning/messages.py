@@ -30,11 +30,16 @@ def visible(text: str) -> str:
     return text.translate(_COMMANDS)
 
 
+def _for_people(text: str) -> str:
+    """Without secrets (a library's error may quote an address with a token in it), and harmless to a terminal."""
+    return visible(redact(text))
+
+
 class _ForPeople(logging.Formatter):
-    """Messages and tracebacks as text. A library's error may quote an address with a token in it: redacted."""
+    """Messages and tracebacks as text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(redact(super().format(record)))
+        return _for_people(super().format(record))
 
 
 def configure_logging() -> None:
@@ -75,12 +80,12 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except TWNError as error:
         if os.environ.get("TWN_DEBUG"):
             raise
-        print(f"twn: {visible(redact(str(error)))}", file=sys.stderr)
+        print(f"twn: {_for_people(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         if os.environ.get("TWN_DEBUG") or error.errno not in _BAD_PATH or error.filename is None:
             raise
-        print(f"twn: {visible(redact(f'{error.filename!s:.300}: {error.strerror}'))}", file=sys.stderr)
+        print(f"twn: {_for_people(f'{error.filename!s:.300}: {error.strerror}')}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"twn: stopped by {stopped.signal.name}", file=sys.stderr)
@@ -92,4 +97,4 @@ def exit_code(work: Callable[[], int | None]) -> int:
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What the interpreter prints of an exception that nobody caught, redacted: a sweep keeps it in a job's log."""
-    print(visible(redact("".join(traceback.format_exception(kind, error, trace)))), file=sys.stderr, end="")
+    print(_for_people("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
